@@ -1,0 +1,314 @@
+// Affine coupling on the CPU: tiles of at most kTile elements go through one vectorised loop over the shared formula;
+// the log-determinant's terms stay in the first-level cache until the tile's rows are summed.
+#include "flow/affine_coupling.h"
+
+#include <type_traits>
+
+#include "cpu/memory.h"
+#include "cpu/tiles.h"
+
+namespace flowkernels::cpu::FLOWKERNELS_ISA {
+namespace {
+
+constexpr int64_t kBoundParts = 64;  // partial gradients of a learned bound; fixed, so that sums never depend on threads
+
+constexpr double kZero = 0;
+
+template <class T>
+using Array = T[kTile];
+
+template <class T>
+struct Scratch {
+  alignas(64) Array<T> x, s, t, y, terms, c, inverse_c;
+  alignas(64) Array<uint8_t> mask;
+};
+
+template <class T>
+struct BackwardScratch : Scratch<T> {
+  alignas(64) Array<T> grad_y, grad_log_det, grad_x, grad_s, grad_t, grad_c;
+};
+
+// The bound of each element of a tile, and its reciprocal.
+template <class T>
+struct Bounds {
+  const T* c;
+  const T* inverse_c;
+};
+
+template <class T>
+void fill(T* array, T value, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) array[i] = value;
+}
+
+template <class T>
+void fill_bounds(const AffinePlan& plan, Scratch<T>& scratch, int64_t count) {
+  if (plan.has_bound_tensor || !has_bound(plan.map)) return;
+  fill(scratch.c, static_cast<T>(plan.bound), count);
+  fill(scratch.inverse_c, static_cast<T>(1.0 / plan.bound), count);
+}
+
+template <class T>
+Bounds<T> bounds(const AffinePlan& plan, const void* bound, const Tile& tile, Scratch<T>& scratch) {
+  if (!plan.has_bound_tensor) return {scratch.c, scratch.inverse_c};
+  const T* c = gather(plan.bound_view, static_cast<const T*>(bound), tile, scratch.c);
+  const int64_t count = tile.elements();
+  for (int64_t i = 0; i < count; ++i) scratch.inverse_c[i] = T(1) / c[i];
+  return {c, scratch.inverse_c};
+}
+
+template <ScaleMap map, class T>
+void forward_tile(int64_t count, const T* __restrict x, const T* __restrict s, const T* __restrict t, Bounds<T> bounds,
+                  const AffineConstants<T> k, bool divide, bool shift_first, T* __restrict y, T* __restrict terms) {
+  const T* __restrict c = bounds.c;
+  const T* __restrict inverse_c = bounds.inverse_c;
+#pragma omp simd
+  for (int64_t i = 0; i < count; ++i) {
+    const AffineOutput<T> out =
+        affine_forward<map>(x[i], map == ScaleMap::additive ? T(0) : s[i], t[i], has_bound(map) ? c[i] : T(1),
+                            has_bound(map) ? inverse_c[i] : T(1), k, divide, shift_first);
+    y[i] = out.y;
+    terms[i] = out.log_m;
+  }
+}
+
+template <ScaleMap map, bool learned, class T>
+void backward_tile(int64_t count, const T* __restrict grad_y, const T* __restrict grad_log_det,
+                   const T* __restrict saved, const T* __restrict s, Bounds<T> bounds, const AffineConstants<T> k,
+                   bool divide, bool shift_first, T* __restrict grad_x, T* __restrict grad_s, T* __restrict grad_t,
+                   T* __restrict grad_c) {
+  const T* __restrict c = bounds.c;
+  const T* __restrict inverse_c = bounds.inverse_c;
+#pragma omp simd
+  for (int64_t i = 0; i < count; ++i) {
+    const AffineGradient<T> gradient = affine_backward<map>(
+        grad_y[i], grad_log_det[i], map == ScaleMap::additive ? T(0) : saved[i],
+        map == ScaleMap::additive ? T(0) : s[i], has_bound(map) ? c[i] : T(1), has_bound(map) ? inverse_c[i] : T(1), k,
+        divide, shift_first);
+    grad_x[i] = gradient.x;
+    grad_s[i] = gradient.raw_scale;
+    grad_t[i] = gradient.raw_shift;
+    if (learned) grad_c[i] = gradient.bound;
+  }
+}
+
+template <class T>
+void keep(int64_t count, const uint8_t* __restrict mask, const T* __restrict kept, T* __restrict values) {
+  for (int64_t i = 0; i < count; ++i) values[i] = mask[i] ? kept[i] : values[i];
+}
+
+template <class T>
+void clear(int64_t count, const uint8_t* __restrict mask, T* __restrict values) {
+  for (int64_t i = 0; i < count; ++i) values[i] = mask[i] ? T(0) : values[i];
+}
+
+const uint8_t* load_mask(const AffinePlan& plan, const void* mask, const Tile& tile, uint8_t* scratch) {
+  const uint8_t* base = static_cast<const uint8_t*>(mask);
+  if (dense(plan.mask, tile)) return base + offset(plan.mask, tile);
+  return gather(plan.mask, base, tile, scratch);
+}
+
+template <class T>
+void forward_one(const AffineForwardPlan& plan, const AffineForwardCall& call, const Tile& tile, Scratch<T>& scratch) {
+  const AffinePlan& common = plan.common;
+  const int64_t count = tile.elements();
+  const T* x = load(plan.x, call.x, common.x_dtype, tile, scratch.x);
+  const T* s = call.scale == nullptr ? nullptr : load(common.scale, call.scale, common.raw_dtype, tile, scratch.s);
+  const T* t = load(plan.shift, call.shift, common.raw_dtype, tile, scratch.t);
+  T* y = target(plan.y, call.y, common.x_dtype, tile, scratch.y);
+  const Bounds<T> c = bounds(common, call.bound, tile, scratch);
+  with_map(common.map, [&](auto map) {
+    forward_tile<map()>(count, x, s, t, c, affine_constants<T>(common), common.divide, common.shift_first, y,
+                        scratch.terms);
+  });
+  if (common.has_mask) {
+    const uint8_t* mask = load_mask(common, call.mask, tile, scratch.mask);
+    keep(count, mask, x, y);
+    clear(count, mask, scratch.terms);
+  }
+  if (y == scratch.y) store(plan.y, call.y, common.x_dtype, tile, y);
+}
+
+template <class T>
+void backward_one(const AffineBackwardPlan& plan, const AffineBackwardCall& call, const Tile& tile,
+                  BackwardScratch<T>& scratch) {
+  const AffinePlan& common = plan.common;
+  const int64_t count = tile.elements();
+  const T* grad_y = call.grad_y == nullptr ? scratch.grad_y
+                                           : load(plan.grad_y, call.grad_y, common.x_dtype, tile, scratch.grad_y);
+  const bool additive = common.map == ScaleMap::additive;
+  const T* saved = additive ? nullptr : load(plan.saved, call.saved, common.x_dtype, tile, scratch.x);
+  const T* s = additive ? nullptr : load(common.scale, call.scale, common.raw_dtype, tile, scratch.s);
+  const Bounds<T> c = bounds(common, call.bound, tile, scratch);
+  T* grad_x = target(plan.grad_x, call.grad_x, common.x_dtype, tile, scratch.grad_x);
+  T* grad_s = target(plan.grad_scale, call.grad_scale, common.raw_dtype, tile, scratch.grad_s);
+  T* grad_t = target(plan.grad_shift, call.grad_shift, common.raw_dtype, tile, scratch.grad_t);
+  with_map(common.map, [&](auto map) {
+    auto run = [&](auto learned) {
+      backward_tile<map(), learned()>(count, grad_y, scratch.grad_log_det, saved, s, c, affine_constants<T>(common),
+                                      common.divide, common.shift_first, grad_x, grad_s, grad_t, scratch.grad_c);
+    };
+    if (has_bound(map()) && call.grad_bound != nullptr) {
+      run(std::true_type());
+    } else {
+      run(std::false_type());
+    }
+  });
+  if (common.has_mask) {
+    const uint8_t* mask = load_mask(common, call.mask, tile, scratch.mask);
+    keep(count, mask, grad_y, grad_x);
+    clear(count, mask, grad_s);
+    clear(count, mask, grad_t);
+    if (call.grad_bound != nullptr) clear(count, mask, scratch.grad_c);
+  }
+  if (call.grad_x != nullptr && grad_x == scratch.grad_x) {
+    store(plan.grad_x, call.grad_x, common.x_dtype, tile, grad_x);
+  }
+  if (call.grad_scale != nullptr && grad_s == scratch.grad_s) {
+    store(plan.grad_scale, call.grad_scale, common.raw_dtype, tile, grad_s);
+  }
+  if (call.grad_shift != nullptr && grad_t == scratch.grad_t) {
+    store(plan.grad_shift, call.grad_shift, common.raw_dtype, tile, grad_t);
+  }
+}
+
+// The gradient of the log-determinant for each element of a tile.
+template <class T>
+void spread(const T* grad_log_det, int64_t stride, const Tile& tile, T* out) {
+  const int64_t per_row = tile.elements() / tile.size[0];
+  for (int64_t r = 0; r < tile.size[0]; ++r) {
+    fill(out + r * per_row, grad_log_det[(tile.start[0] + r) * stride], per_row);
+  }
+}
+
+// Adds a tile's gradients of the bound to one total per channel.
+template <class T>
+void add_by_channel(const View& view, const Tile& tile, const T* terms, double* totals) {
+  const int64_t inner = tile.size[3], step = view.stride[3];
+  for (int64_t i = 0; i < tile.size[0]; ++i) {
+    for (int64_t j = 0; j < tile.size[1]; ++j) {
+      for (int64_t k = 0; k < tile.size[2]; ++k, terms += inner) {
+        double* total = totals + (tile.start[1] + j) * view.stride[1] + (tile.start[2] + k) * view.stride[2] +
+                        tile.start[3] * step;
+        if (step == 0) {
+          *total += sum(terms, inner);
+        } else {
+          for (int64_t e = 0; e < inner; ++e) total[e * step] += terms[e];
+        }
+      }
+    }
+  }
+}
+
+void copy_passive(const Tiling& tiling, const View& from, const void* source, const View& to, void* destination,
+                  Dtype dtype) {
+  const int64_t count = tiling.count();
+#pragma omp for schedule(static) nowait
+  for (int64_t i = 0; i < count; ++i) copy_tile(from, source, to, destination, dtype, tiling.tile(i));
+}
+
+// Writes the sum of each whole row of a tile.
+template <class T>
+void sum_rows(const Tile& tile, const T* terms, T* log_det) {
+  const int64_t per_row = tile.elements() / tile.size[0];
+  for (int64_t r = 0; r < tile.size[0]; ++r) log_det[tile.start[0] + r] = sum(terms + r * per_row, per_row);
+}
+
+// Adds up what the parts of each row came to, in order.
+template <class T>
+void sum_parts(int64_t rows, int64_t parts, const double* partial, T* log_det) {
+  for (int64_t row = 0; row < rows; ++row) {
+    double total = 0;
+    for (int64_t p = 0; p < parts; ++p) total += partial[row * parts + p];
+    log_det[row] = static_cast<T>(total);
+  }
+}
+
+// Adds up the groups' totals of each channel, in order.
+template <class T>
+void sum_groups(int64_t groups, int64_t channels, const double* totals, T* grad_bound) {
+  for (int64_t c = 0; c < channels; ++c) {
+    double total = 0;
+    for (int64_t g = 0; g < groups; ++g) total += totals[g * channels + c];
+    grad_bound[c] = static_cast<T>(total);
+  }
+}
+
+void expect_large(void* output, const AffinePlan& plan) {
+  if (output != nullptr) advise_huge_pages(output, (elements(plan.active) + elements(plan.passive)) * size_of(plan.x_dtype));
+}
+
+template <class T>
+void forward(const AffineForwardPlan& plan, const AffineForwardCall& call) {
+  const Tiling tiling(plan.common.active), passive(plan.common.passive);
+  const int64_t tiles = tiling.count(), parts = tiling.per_row();
+  const Zeros partial(parts > 1 ? tiles : 0);
+  T* log_det = static_cast<T*>(call.log_det);
+  if (tiles == 0) fill(log_det, T(0), plan.common.active.size[0]);
+  expect_large(call.y, plan.common);
+#pragma omp parallel if (elements(plan.common.active) + elements(plan.common.passive) >= kThreadedElements)
+  {
+    Scratch<T> scratch;
+    fill_bounds(plan.common, scratch, smaller(kTile, elements(plan.common.active)));
+#pragma omp for schedule(static) nowait
+    for (int64_t i = 0; i < tiles; ++i) {
+      const Tile tile = tiling.tile(i);
+      forward_one(plan, call, tile, scratch);
+      if (parts > 1) {
+        partial.values[i] = sum(scratch.terms, tile.elements());
+      } else {
+        sum_rows(tile, scratch.terms, log_det);
+      }
+    }
+    copy_passive(passive, plan.x_passive, call.x, plan.y_passive, call.y, plan.common.x_dtype);
+  }
+  if (parts > 1) sum_parts(plan.common.active.size[0], parts, partial.values, log_det);
+}
+
+template <class T>
+void backward(const AffineBackwardPlan& plan, const AffineBackwardCall& call) {
+  const AffinePlan& common = plan.common;
+  const Tiling tiling(common.active), passive(common.passive);
+  const int64_t tiles = tiling.count(), groups = call.grad_bound == nullptr ? tiles : smaller(tiles, kBoundParts);
+  const Zeros totals(call.grad_bound == nullptr ? 0 : groups * common.channels);
+  const T* grad_log_det = static_cast<const T*>(call.grad_log_det);
+  expect_large(call.grad_x, common);
+#pragma omp parallel if (elements(common.active) + elements(common.passive) >= kThreadedElements)
+  {
+    BackwardScratch<T> scratch;
+    const int64_t used = smaller(kTile, elements(common.active));
+    fill_bounds(common, scratch, used);
+    if (call.grad_y == nullptr) fill(scratch.grad_y, T(0), used);
+    if (grad_log_det == nullptr) fill(scratch.grad_log_det, T(0), used);
+#pragma omp for schedule(static) nowait
+    for (int64_t group = 0; group < groups; ++group) {
+      for (int64_t i = group * tiles / groups; i < (group + 1) * tiles / groups; ++i) {
+        const Tile tile = tiling.tile(i);
+        if (grad_log_det != nullptr) spread(grad_log_det, plan.grad_log_det_stride, tile, scratch.grad_log_det);
+        backward_one(plan, call, tile, scratch);
+        if (call.grad_bound != nullptr) {
+          add_by_channel(common.bound_view, tile, scratch.grad_c, totals.values + group * common.channels);
+        }
+      }
+    }
+    if (call.grad_x != nullptr) {
+      const bool missing = call.grad_y == nullptr;  // then the gradient is one zero, read everywhere
+      copy_passive(passive, missing ? View{} : plan.grad_y_passive, missing ? &kZero : call.grad_y,
+                   plan.grad_x_passive, call.grad_x, common.x_dtype);
+    }
+  }
+  if (call.grad_bound != nullptr) sum_groups(groups, common.channels, totals.values, static_cast<T*>(call.grad_bound));
+}
+
+}  // namespace
+
+void affine_coupling_forward(const AffineForwardPlan& plan, const AffineForwardCall& call) {
+  if (plan.common.x_dtype == Dtype::float64) return forward<double>(plan, call);
+  forward<float>(plan, call);
+}
+
+void affine_coupling_backward(const AffineBackwardPlan& plan, const AffineBackwardCall& call) {
+  if (plan.common.x_dtype == Dtype::float64) return backward<double>(plan, call);
+  backward<float>(plan, call);
+}
+
+}  // namespace flowkernels::cpu::FLOWKERNELS_ISA

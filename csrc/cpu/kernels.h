@@ -1,0 +1,24 @@
+// The kernels of one instruction set, and the choice among those built. Every <op>.cpp is compiled once per
+// instruction set; a table of function pointers is all that leaves such a translation unit.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "flow/affine_coupling.h"
+
+namespace flowkernels::cpu {
+
+struct Kernels {
+  const char* isa;
+  void (*affine_coupling_forward)(const AffineForwardPlan&, const AffineForwardCall&);
+  void (*affine_coupling_backward)(const AffineBackwardPlan&, const AffineBackwardCall&);
+};
+
+// The best set that this processor runs; the environment variable FLOWKERNELS_ISA (baseline, avx2, avx512) lowers the
+// choice. Throws std::runtime_error where it names a set that is not built or cannot run here.
+const Kernels& kernels();
+
+std::vector<std::string> built_isas();
+
+}  // namespace flowkernels::cpu

@@ -1,0 +1,239 @@
+// Cutting a box of elements into tiles that fit the first-level cache, and moving tiles between tensors of any
+// strides and dtypes and the dense arrays that kernels compute on. Included by every kernel source, once per
+// instruction set, inside that set's namespace: nothing here may be shared by the linker between the sets.
+#pragma once
+
+#include <cstdint>
+#include <cstdlib>
+
+#include "flow/half.h"
+#include "flow/plan.h"
+
+namespace flowkernels::cpu::FLOWKERNELS_ISA {
+namespace {
+
+constexpr int64_t kTile = 1024;
+constexpr int64_t kDirectRow = 128;  // rows at least this long are tiles of their own, which need no copy
+constexpr int64_t kThreadedElements = 32768;  // below this, waking threads costs more than it saves
+
+inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
+inline int64_t ceil_divide(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+inline int64_t elements(const Extent& box) { return box.size[0] * box.size[1] * box.size[2] * box.size[3]; }
+
+inline int64_t size_of(Dtype dtype) { return dtype == Dtype::float64 ? 8 : dtype == Dtype::float32 ? 4 : 2; }
+
+// One tile: where it starts in the box and how far it reaches.
+struct Tile {
+  int64_t start[kDims];
+  int64_t size[kDims];
+
+  int64_t elements() const { return size[0] * size[1] * size[2] * size[3]; }
+};
+
+// A tile is either some whole rows or a part of one row, so that every row is summed in an order that depends on the
+// row's size alone.
+struct Tiling {
+  Extent box;
+  int64_t block[kDims];
+  int64_t blocks[kDims];
+
+  explicit Tiling(const Extent& extent) : box(extent) {
+    int64_t room = kTile;
+    for (int d = kDims - 1; d >= 0; --d) {
+      if (d == 0 && room > 1) room = kTile / room >= kDirectRow ? 1 : room;
+      block[d] = room > 1 ? smaller(box.size[d], room) : 1;
+      blocks[d] = block[d] > 0 ? ceil_divide(box.size[d], block[d]) : 0;
+      room = block[d] == box.size[d] && block[d] > 0 ? room / block[d] : 1;
+    }
+  }
+
+  int64_t count() const { return blocks[0] * blocks[1] * blocks[2] * blocks[3]; }
+
+  int64_t per_row() const { return blocks[1] * blocks[2] * blocks[3]; }
+
+  Tile tile(int64_t index) const {
+    Tile tile;
+    for (int d = kDims - 1; d >= 0; --d) {
+      tile.start[d] = index % blocks[d] * block[d];
+      tile.size[d] = smaller(block[d], box.size[d] - tile.start[d]);
+      index /= blocks[d];
+    }
+    return tile;
+  }
+};
+
+inline int64_t offset(const View& view, const Tile& tile) {
+  int64_t sum = view.offset;
+  for (int d = 0; d < kDims; ++d) sum += tile.start[d] * view.stride[d];
+  return sum;
+}
+
+inline bool dense(const View& view, const Tile& tile) {
+  int64_t expected = 1;
+  for (int d = kDims - 1; d >= 0; --d) {
+    if (tile.size[d] != 1 && view.stride[d] != expected) return false;
+    expected *= tile.size[d];
+  }
+  return true;
+}
+
+template <class T>
+inline T convert(T value, const T*) { return value; }
+inline float convert(Half value, const float*) { return up(value); }
+inline float convert(BFloat16 value, const float*) { return up(value); }
+inline Half convert(float value, const Half*) { return down_half(value); }
+inline BFloat16 convert(float value, const BFloat16*) { return down_bfloat16(value); }
+inline double convert(float value, const double*) { return static_cast<double>(value); }
+inline float convert(double value, const float*) { return static_cast<float>(value); }
+
+// The loop that copies a tile between two tensors, with the longer of the two innermost dimensions inside.
+struct CopyLoop {
+  int64_t size[kDims] = {1, 1, 1, 1};
+  int64_t from[kDims] = {0, 0, 0, 0};
+  int64_t to[kDims] = {0, 0, 0, 0};
+
+  CopyLoop(const Tile& tile, const int64_t* from_stride, const int64_t* to_stride) {
+    int last = kDims;
+    for (int d = kDims - 1; d >= 0; --d) {
+      if (tile.size[d] == 1) continue;
+      --last;
+      size[last] = tile.size[d];
+      from[last] = from_stride[d];
+      to[last] = to_stride[d];
+    }
+    if (size[3] < 16 && size[2] > size[3]) {
+      swap(size);
+      swap(from);
+      swap(to);
+    }
+  }
+
+  static void swap(int64_t* values) {
+    const int64_t kept = values[2];
+    values[2] = values[3];
+    values[3] = kept;
+  }
+};
+
+template <class To, class From>
+void copy(const CopyLoop& loop, const From* __restrict from, To* __restrict to) {
+  for (int64_t i = 0; i < loop.size[0]; ++i) {
+    for (int64_t j = 0; j < loop.size[1]; ++j) {
+      for (int64_t k = 0; k < loop.size[2]; ++k) {
+        const From* source = from + i * loop.from[0] + j * loop.from[1] + k * loop.from[2];
+        To* target = to + i * loop.to[0] + j * loop.to[1] + k * loop.to[2];
+        const int64_t count = loop.size[3], source_step = loop.from[3], target_step = loop.to[3];
+        if (source_step == 1 && target_step == 1) {
+          for (int64_t e = 0; e < count; ++e) target[e] = convert(source[e], target);
+        } else {
+          for (int64_t e = 0; e < count; ++e) target[e * target_step] = convert(source[e * source_step], target);
+        }
+      }
+    }
+  }
+}
+
+struct DenseStrides {
+  int64_t stride[kDims];
+
+  explicit DenseStrides(const Tile& tile) {
+    int64_t next = 1;
+    for (int d = kDims - 1; d >= 0; --d) {
+      stride[d] = next;
+      next *= tile.size[d];
+    }
+  }
+};
+
+template <class T, class From>
+const T* gather(const View& view, const From* base, const Tile& tile, T* scratch) {
+  copy(CopyLoop(tile, view.stride, DenseStrides(tile).stride), base + offset(view, tile), scratch);
+  return scratch;
+}
+
+// A tile of a tensor as a dense array of T: the tensor's own memory where that is one already, else a copy.
+template <class T>
+const T* load(const View& view, const void* base, Dtype dtype, const Tile& tile, T* scratch) {
+  switch (dtype) {
+    case Dtype::float32:
+      if constexpr (sizeof(T) == 4) {
+        if (dense(view, tile)) return static_cast<const T*>(base) + offset(view, tile);
+      }
+      return gather(view, static_cast<const float*>(base), tile, scratch);
+    case Dtype::float64:
+      if constexpr (sizeof(T) == 8) {
+        if (dense(view, tile)) return static_cast<const T*>(base) + offset(view, tile);
+        return gather(view, static_cast<const double*>(base), tile, scratch);
+      }
+      break;
+    case Dtype::float16:
+      if constexpr (sizeof(T) == 4) return gather(view, static_cast<const Half*>(base), tile, scratch);
+      break;
+    case Dtype::bfloat16:
+      if constexpr (sizeof(T) == 4) return gather(view, static_cast<const BFloat16*>(base), tile, scratch);
+      break;
+  }
+  std::abort();  // float64 beside float32 accumulation, which the argument checks rule out
+}
+
+// Where a kernel writes a tile: the tensor's own memory where it can, else `scratch`, which `store` then moves.
+template <class T>
+T* target(const View& view, void* base, Dtype dtype, const Tile& tile, T* scratch) {
+  constexpr Dtype same = sizeof(T) == 4 ? Dtype::float32 : Dtype::float64;
+  if (base == nullptr || dtype != same || !dense(view, tile)) return scratch;
+  return static_cast<T*>(base) + offset(view, tile);
+}
+
+template <class T>
+void store(const View& view, void* base, Dtype dtype, const Tile& tile, const T* scratch) {
+  const CopyLoop loop(tile, DenseStrides(tile).stride, view.stride);
+  const int64_t start = offset(view, tile);
+  if (dtype == Dtype::float32) return copy(loop, scratch, static_cast<float*>(base) + start);
+  if constexpr (sizeof(T) == 8) {
+    return copy(loop, scratch, static_cast<double*>(base) + start);
+  } else {
+    if (dtype == Dtype::float16) return copy(loop, scratch, static_cast<Half*>(base) + start);
+    if (dtype == Dtype::bfloat16) return copy(loop, scratch, static_cast<BFloat16*>(base) + start);
+  }
+}
+
+// Copies one tile of `from` to `to`, bit for bit.
+inline void copy_tile(const View& from, const void* source, const View& to, void* destination, Dtype dtype,
+                      const Tile& tile) {
+  const CopyLoop loop(tile, from.stride, to.stride);
+  const int64_t read = offset(from, tile), write = offset(to, tile);
+  if (dtype == Dtype::float64) {
+    copy(loop, static_cast<const uint64_t*>(source) + read, static_cast<uint64_t*>(destination) + write);
+  } else if (dtype == Dtype::float32) {
+    copy(loop, static_cast<const uint32_t*>(source) + read, static_cast<uint32_t*>(destination) + write);
+  } else {
+    copy(loop, static_cast<const uint16_t*>(source) + read, static_cast<uint16_t*>(destination) + write);
+  }
+}
+
+// Sums in two levels: 64 lanes, then a tree over them. A single running sum in float32 is twice as wrong as torch's.
+template <class T>
+T sum(const T* __restrict values, int64_t count) {
+  if (count < 64) {
+    T total = 0;
+#pragma omp simd reduction(+ : total)
+    for (int64_t i = 0; i < count; ++i) total += values[i];
+    return total;
+  }
+  T lanes[64];
+  for (int j = 0; j < 64; ++j) lanes[j] = values[j];
+  int64_t i = 64;
+  for (; i + 64 <= count; i += 64) {
+    for (int j = 0; j < 64; ++j) lanes[j] += values[i + j];
+  }
+  for (int j = 0; i + j < count; ++j) lanes[j] += values[i + j];
+  for (int width = 32; width > 0; width /= 2) {
+    for (int j = 0; j < width; ++j) lanes[j] += lanes[j + width];
+  }
+  return lanes[0];
+}
+
+}  // namespace
+}  // namespace flowkernels::cpu::FLOWKERNELS_ISA

@@ -1,0 +1,207 @@
+// Elementary functions, each within 4 ulp of the exact value over its whole range (docs/numerics.md has the
+// measured errors), exact at 0 and at infinity, NaN in gives NaN out, subnormals kept.
+//
+// On the device they are CUDA's own without fast-math. On the host the float versions are branch-free polynomials
+// that compilers vectorise, and the double versions are the C library's. `hi < x ? hi : x` keeps a NaN in x, which
+// std::min does not; `fmaf` is never written because without FMA hardware it is a library call, whereas ordinary
+// contraction of a * b + c gives FMA where it exists.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+
+#include "flow/inline.h"
+
+namespace flowkernels::math {
+
+template <class T>
+struct TanhSech2 {
+  T tanh;
+  T sech2;
+};
+
+#if defined(__CUDACC__)
+
+FK_INLINE float exp(float x) { return ::expf(x); }
+FK_INLINE double exp(double x) { return ::exp(x); }
+FK_INLINE float log(float x) { return ::logf(x); }
+FK_INLINE double log(double x) { return ::log(x); }
+FK_INLINE float log1p_unit(float u) { return ::log1pf(u); }
+FK_INLINE double log1p_unit(double u) { return ::log1p(u); }
+FK_INLINE float expm1_positive(float y) { return ::expm1f(y); }
+FK_INLINE double expm1_positive(double y) { return ::expm1(y); }
+FK_INLINE float tanh(float x) { return ::tanhf(x); }
+FK_INLINE double tanh(double x) { return ::tanh(x); }
+FK_INLINE float atan(float x) { return ::atanf(x); }
+FK_INLINE double atan(double x) { return ::atan(x); }
+FK_INLINE float abs(float x) { return ::fabsf(x); }
+FK_INLINE double abs(double x) { return ::fabs(x); }
+
+#else
+
+FK_INLINE uint32_t bits(float x) {
+  uint32_t b;
+  std::memcpy(&b, &x, sizeof b);
+  return b;
+}
+
+FK_INLINE float from_bits(uint32_t b) {
+  float x;
+  std::memcpy(&x, &b, sizeof x);
+  return x;
+}
+
+FK_INLINE float abs(float x) { return from_bits(bits(x) & 0x7fffffffu); }
+FK_INLINE double abs(double x) { return std::fabs(x); }
+
+FK_INLINE float copy_sign(float magnitude, float sign) {
+  return from_bits((bits(magnitude) & 0x7fffffffu) | (bits(sign) & 0x80000000u));
+}
+
+FK_INLINE float power_of_two(int32_t n) { return from_bits(static_cast<uint32_t>(n + 127) << 23); }
+
+// x = n ln 2 + r with |r| <= ln 2 / 2, and e^r = 1 + tail. Adding 1.5 * 2^23 rounds to an integer that then sits in
+// the low mantissa bits; the two-step subtraction (Cody and Waite) keeps r exact.
+struct ExpParts {
+  int32_t n;
+  float tail;
+};
+
+FK_INLINE ExpParts exp_parts(float x) {
+  const float magic = 12582912.0f;
+  const float shifted = x * 1.44269504088896341f + magic;
+  const float n = shifted - magic;
+  float r = x - n * 0.693359375f;
+  r = r - n * -2.12194440e-4f;
+  float p = 1.9875691500e-4f;
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  const int32_t exponent = static_cast<int32_t>(bits(shifted) - bits(magic));
+  return {exponent, p * (r * r) + r};
+}
+
+// The power of two is applied as two factors, so that overflow reaches infinity and subnormals round once.
+FK_INLINE float exp(float x) {
+  x = 89.0f < x ? 89.0f : x;
+  x = x < -104.0f ? -104.0f : x;
+  const ExpParts e = exp_parts(x);
+  const int32_t half = e.n >> 1;
+  return (1.0f + e.tail) * power_of_two(half) * power_of_two(e.n - half);
+}
+
+// e^y - 1 for 0 <= y; saturates at e^88 - 1, which is enough for every quotient it is used in.
+FK_INLINE float expm1_positive(float y) {
+  y = 88.0f < y ? 88.0f : y;
+  const ExpParts e = exp_parts(y);
+  const float scale = power_of_two(e.n);
+  return e.tail * scale + (scale - 1.0f);
+}
+
+FK_INLINE float tanh(float x) {
+  const float t = expm1_positive(2.0f * abs(x));
+  return copy_sign(t / (t + 2.0f), x);
+}
+
+// Subnormals are scaled up first; zero, negative, infinite and NaN arguments are put right at the end.
+FK_INLINE float log(float x) {
+  const bool tiny = x < 1.17549435e-38f;
+  const float scaled = tiny ? x * 8388608.0f : x;
+  const uint32_t b = bits(scaled) - 0x3f3504f3u;  // the mantissa ends up in [sqrt(1/2), sqrt(2))
+  const int32_t exponent = static_cast<int32_t>(b) >> 23;
+  const float m = from_bits((b & 0x007fffffu) + 0x3f3504f3u) - 1.0f;
+  const float e = static_cast<float>(tiny ? exponent - 23 : exponent);
+  float p = 7.0376836292e-2f;
+  p = p * m - 1.1514610310e-1f;
+  p = p * m + 1.1676998740e-1f;
+  p = p * m - 1.2420140846e-1f;
+  p = p * m + 1.4249322787e-1f;
+  p = p * m - 1.6668057665e-1f;
+  p = p * m + 2.0000714765e-1f;
+  p = p * m - 2.4999993993e-1f;
+  p = p * m + 3.3333331174e-1f;
+  const float square = m * m;
+  float y = m * square * p;
+  y = y + e * -2.12194440e-4f;
+  y = y - 0.5f * square;
+  float result = m + y + e * 0.693359375f;
+  result = x == 0.0f ? -HUGE_VALF : result;
+  result = x < 0.0f ? std::numeric_limits<float>::quiet_NaN() : result;
+  return x < HUGE_VALF ? result : x;  // +inf and NaN pass through
+}
+
+// log(1 + u) for 0 <= u <= 1, as 2 atanh(u / (2 + u)).
+FK_INLINE float log1p_unit(float u) {
+  const float s = u / (2.0f + u);
+  const float q = s * s;
+  float p = 2.0801367541e-01f;
+  p = p * q + 1.7460892886e-01f;
+  p = p * q + 2.2265080335e-01f;
+  p = p * q + 2.8570291140e-01f;
+  p = p * q + 4.0000010971e-01f;
+  p = p * q + 6.6666666650e-01f;
+  return 2.0f * s + s * (q * p);
+}
+
+FK_INLINE float atan(float x) {
+  const float a = abs(x);
+  const bool large = a > 2.41421356f;
+  const bool middle = a > 0.414213562f;
+  const float numerator = large ? -1.0f : (middle ? a - 1.0f : a);
+  const float denominator = large ? a : (middle ? a + 1.0f : 1.0f);
+  const float offset = large ? 1.57079632679f : (middle ? 0.785398163397f : 0.0f);
+  const float s = numerator / denominator;
+  const float q = s * s;
+  float p = -6.4593762778e-02f;
+  p = p * q + 1.0746298434e-01f;
+  p = p * q - 1.4264232553e-01f;
+  p = p * q + 1.9999550076e-01f;
+  p = p * q - 3.3333331813e-01f;
+  return copy_sign(offset + (s + s * (q * p)), x);
+}
+
+FK_INLINE double exp(double x) { return std::exp(x); }
+FK_INLINE double log(double x) { return std::log(x); }
+FK_INLINE double log1p_unit(double u) { return std::log1p(u); }
+FK_INLINE double expm1_positive(double y) { return std::expm1(y); }
+FK_INLINE double tanh(double x) { return std::tanh(x); }
+FK_INLINE double atan(double x) { return std::atan(x); }
+
+#endif
+
+// tanh and its derivative from one exponential. 1 - tanh^2 would be 0 beyond 9 in float; with t = e^(2|x|) - 1 the
+// derivative is 4 r (1 - r) with r = 1 / (t + 2). It is taken as 0 where it would be below the smallest normal number.
+template <class T>
+FK_INLINE TanhSech2<T> tanh_sech2(T x) {
+  const T limit = sizeof(T) == 4 ? T(87) : T(708);
+  const T magnitude = T(2) * abs(x);
+  const T t = expm1_positive(limit < magnitude ? limit : magnitude);
+  const T r = T(1) / (t + T(2));
+  const T tanh = t * r;
+  const T sech2 = (T(4) * r) * (T(1) - r);
+  return {x < T(0) ? -tanh : tanh, limit < magnitude ? T(0) : sech2};
+}
+
+// From e = exp(-|x|), neither form overflows nor cancels.
+template <class T>
+FK_INLINE T sigmoid(T x) {
+  const T e = exp(-abs(x));
+  const T r = T(1) / (T(1) + e);
+  return x < T(0) ? e * r : r;
+}
+
+template <class T>
+FK_INLINE T log_sigmoid(T x) {
+  return (x < T(0) ? x : T(0)) - log1p_unit(exp(-abs(x)));
+}
+
+template <class T>
+FK_INLINE T softplus(T x) {
+  return (T(0) < x ? x : T(0)) + log1p_unit(exp(-abs(x)));
+}
+
+}  // namespace flowkernels::math

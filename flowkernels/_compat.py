@@ -1,0 +1,28 @@
+"""The private parts of torch that we rely on, in one place with a test per torch version (tests/registration)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+_PLAIN = (Tensor, torch.nn.Parameter, torch.nn.Buffer, type(None))
+
+
+def inside_transform() -> bool:
+    """Whether a functorch transform (vmap, grad, jvp, ...) or a forward-mode level is active, outside torch.compile.
+
+    A registered operator is silently wrong under jacfwd and raises under jacrev and vmap(grad), so the reference
+    formula runs there instead.
+    """
+    return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
+
+
+def plain_eager(*tensors: Tensor | None) -> bool:
+    """Whether nothing but ordinary eager execution of ordinary tensors is going on: no dispatch mode, no subclass."""
+    return torch._C._len_torch_dispatch_stack() == 0 and all(type(t) in _PLAIN for t in tensors)
+
+
+def current_stream(device: torch.device) -> int:
+    """The handle of the current stream of a CUDA device."""
+    return torch._C._cuda_getCurrentRawStream(device.index)

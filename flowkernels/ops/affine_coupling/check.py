@@ -1,0 +1,96 @@
+"""The argument checks of affine coupling, one for eager calls, fakes and every backend."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .form import AffineForm
+
+DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+
+def check(
+    x: Tensor,
+    raw: Tensor,
+    shift: Tensor | None,
+    mask: Tensor | None,
+    bound: Tensor | None,
+    form: AffineForm,
+    passive: int,
+) -> None:
+    """Raise TypeError or ValueError for arguments that no backend takes. """
+    _check_dtypes(x, raw, shift)
+    for name, tensor in (("raw", raw), ("shift", shift), ("mask", mask), ("bound", bound)):
+        if tensor is not None and tensor.device != x.device:
+            raise TypeError(f"{name} is on {tensor.device} and x on {x.device}; they must be on one device")
+    if x.dim() < 2:
+        raise ValueError(f"x must have a batch and a channel dimension; got shape {tuple(x.shape)}")
+    if not -x.shape[1] <= passive <= x.shape[1]:
+        raise ValueError(f"passive must be at most the {x.shape[1]} channels of x; got {passive}")
+    if mask is not None:
+        _check_mask(x, mask, passive)
+    active = (x.shape[0], x.shape[1] - abs(passive), *x.shape[2:])
+    _check_raw(x, active, raw, shift, form)
+    _check_bound(active[1], bound, form)
+
+
+def _check_dtypes(x: Tensor, raw: Tensor, shift: Tensor | None) -> None:
+    for name, tensor in (("x", x), ("raw", raw)):
+        if tensor.dtype not in DTYPES:
+            supported = ", ".join(str(d) for d in DTYPES)
+            raise TypeError(f"{name} has dtype {tensor.dtype}; supported are {supported}")
+    if shift is not None and shift.dtype != raw.dtype:
+        raise TypeError(f"scale and shift must have one dtype; got {raw.dtype} and {shift.dtype}")
+    if x.dtype == torch.float64 and raw.dtype not in (torch.float64, torch.float32):
+        raise TypeError(f"with x in float64, raw must be float64 or float32; got {raw.dtype}")
+    if raw.dtype == torch.float64 and x.dtype != torch.float64:
+        raise TypeError(f"raw has dtype float64 and x has {x.dtype}; cast raw down or x up")
+
+
+def _check_mask(x: Tensor, mask: Tensor, passive: int) -> None:
+    if mask.dtype != torch.bool:
+        raise TypeError(f"mask must be boolean, True = passive (kept); got {mask.dtype}")
+    if passive:
+        raise ValueError(f"mask and passive exclude each other; got both, passive={passive}")
+    event = x.shape[1:]
+    fits = mask.dim() <= len(event) and all(
+        m in (1, e) for m, e in zip(mask.shape[::-1], event[::-1])
+    )
+    if not fits:
+        raise ValueError(f"mask of shape {tuple(mask.shape)} does not broadcast to the event shape {tuple(event)}")
+
+
+def _check_raw(x: Tensor, active: tuple[int, ...], raw: Tensor, shift: Tensor | None, form: AffineForm) -> None:
+    if form.scale == "additive":
+        if shift is not None:
+            raise ValueError("the additive form takes the shift alone as raw; got a pair")
+        expected = active
+    elif shift is not None:
+        expected = active
+        if tuple(shift.shape) != active:
+            raise ValueError(f"shift must have shape {active}, that of the transformed part; got {tuple(shift.shape)}")
+    elif form.layout.startswith("trailing"):
+        expected = (*active, 2)
+    else:
+        expected = (active[0], 2 * active[1], *active[2:])
+    if tuple(raw.shape) != tuple(expected):
+        raise ValueError(
+            f"raw must have shape {tuple(expected)} for x of shape {tuple(x.shape)}, scale {form.scale!r} and layout"
+            f" {form.layout!r}; got {tuple(raw.shape)}"
+        )
+
+
+def _check_bound(channels: int, bound: Tensor | None, form: AffineForm) -> None:
+    if bound is None:
+        if form.bounded and form.bound is None:
+            raise ValueError(f"scale {form.scale!r} needs a bound, in the form or as the argument bound; got neither")
+        return
+    if not form.bounded:
+        raise ValueError(f"bound means nothing for scale {form.scale!r}; got a tensor of shape {tuple(bound.shape)}")
+    if form.bound is not None:
+        raise ValueError(f"the form has bound={form.bound} already; got a bound tensor as well")
+    if not bound.dtype.is_floating_point:
+        raise TypeError(f"bound must be floating point; got {bound.dtype}")
+    if tuple(bound.shape) != (channels,):
+        raise ValueError(f"bound must have shape ({channels},), one per transformed channel; got {tuple(bound.shape)}")

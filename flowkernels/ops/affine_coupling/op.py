@@ -1,0 +1,206 @@
+"""Schema, autograd and backend choice of affine coupling: what its backends have in common."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ... import backends
+from ..._compat import inside_transform, plain_eager
+from .. import registration
+from ..layout import allocate_like, allocate_log_det
+from . import native, reference
+from .check import check
+from .form import AffineForm
+
+FORWARD_SCHEMA = (
+    "(Tensor x, Tensor raw, Tensor? shift, Tensor? mask, Tensor? bound,"
+    " str form, int passive, bool inverse, int backend) -> (Tensor, Tensor)"
+)
+BACKWARD_SCHEMA = (
+    "(Tensor? grad_y, Tensor? grad_log_det, Tensor saved, Tensor raw, Tensor? mask, Tensor? bound, bool paired,"
+    " str form, int passive, bool inverse, bool[3] wanted, int backend) -> (Tensor, Tensor, Tensor, Tensor)"
+)
+
+
+def _run_forward(
+    x: Tensor,
+    raw: Tensor,
+    shift: Tensor | None,
+    mask: Tensor | None,
+    bound: Tensor | None,
+    spec: str,
+    passive: int,
+    inverse: bool,
+    backend: int,
+) -> tuple[Tensor, Tensor]:
+    form = AffineForm.from_spec(spec)
+    number = backends.resolve(backend, x.device.type, x.device.index)
+    if number == backends.REFERENCE:
+        check(x, raw, shift, mask, bound, form, passive)
+        y, log_det = reference.forward(x, raw, shift, mask, bound, form, passive, inverse)
+        return allocate_like(x).copy_(y), log_det
+    if number == backends.TRITON:
+        from . import triton
+
+        return triton.forward(x, raw, shift, mask, bound, form, passive, inverse)
+    return native.forward(backends.native_module(number), x, raw, shift, mask, bound, form, passive, inverse)
+
+
+def _run_backward(
+    grad_y: Tensor | None,
+    grad_log_det: Tensor | None,
+    saved: Tensor,
+    raw: Tensor,
+    mask: Tensor | None,
+    bound: Tensor | None,
+    paired: bool,
+    spec: str,
+    passive: int,
+    inverse: bool,
+    wanted: tuple[bool, ...],
+    backend: int,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+    form = AffineForm.from_spec(spec)
+    number = backends.resolve(backend, saved.device.type, saved.device.index)
+    arguments = (grad_y, grad_log_det, saved, raw, paired, mask, bound, form, passive, inverse)
+    if number == backends.REFERENCE:
+        return _reference_backward(*arguments, wanted)
+    if number == backends.TRITON:
+        from . import triton
+
+        return triton.backward(*arguments, wanted)
+    return native.backward(backends.native_module(number), *arguments, wanted)
+
+
+def _reference_backward(grad_y, grad_log_det, saved, raw, paired, mask, bound, form, passive, inverse, wanted):
+    grads = reference.backward(grad_y, grad_log_det, saved, raw, paired, mask, bound, form, passive, inverse)
+    likes = (saved, raw, raw, bound)
+    needed = (wanted[0], wanted[1], wanted[1] and paired, wanted[2])
+    return tuple(allocate_like(like).copy_(g) if n else None for g, like, n in zip(grads, likes, needed))
+
+
+def _backward_operator(grad_y, grad_log_det, saved, raw, *rest):
+    """As `_run_backward`, with an empty tensor for each gradient not wanted: operators return a fixed number."""
+    grads = _run_backward(grad_y, grad_log_det, saved, raw, *rest)
+    return tuple(saved.new_empty(0) if g is None else g for g in grads)
+
+
+def _fake_forward(x, raw, shift, mask, bound, spec, passive, inverse, backend):
+    check(x, raw, shift, mask, bound, AffineForm.from_spec(spec), passive)
+    return allocate_like(x), allocate_log_det(x)
+
+
+def _fake_backward(grad_y, grad_log_det, saved, raw, mask, bound, paired, spec, passive, inverse, wanted, backend):
+    empty = saved.new_empty
+    return (
+        allocate_like(saved) if wanted[0] else empty(0),
+        allocate_like(raw) if wanted[1] else empty(0),
+        allocate_like(raw) if wanted[1] and paired else empty(0),
+        torch.empty_like(bound) if wanted[2] else empty(0),
+    )
+
+
+def _shape_only(tensor: Tensor) -> Tensor:
+    """A tensor of this shape and dtype that holds one element: for backward formulas that do not read the values."""
+    return tensor.new_empty(()).expand(tensor.shape)
+
+
+def _save_for_backward(ctx, inputs, output) -> None:
+    x, raw, shift, mask, bound, spec, passive, inverse, backend = inputs
+    form = AffineForm.from_spec(spec)
+    saved = output[0] if reference.saves_output(form, inverse) else x
+    if form.scale == "additive":
+        saved, raw = _shape_only(x), _shape_only(raw)
+    ctx.save_for_backward(saved, raw, mask, bound)
+    ctx.arguments = (shift is not None, spec, passive, inverse)
+    ctx.backend = backend
+    ctx.set_materialize_grads(False)
+
+
+def _wanted(needs: tuple[bool, ...]) -> tuple[bool, bool, bool]:
+    return needs[0], needs[1] or needs[2], needs[4]
+
+
+def _differentiate_forward(ctx, grad_y, grad_log_det):
+    if grad_y is None and grad_log_det is None:
+        return (None,) * 9
+    wanted = _wanted(ctx.needs_input_grad)
+    arguments = (grad_y, grad_log_det, *ctx.saved_tensors, *ctx.arguments, wanted, ctx.backend)
+    if _plain(grad_y, grad_log_det) and not torch.is_grad_enabled():
+        grads = _run_backward(*arguments)
+    else:
+        outputs = torch.ops.flowkernels.affine_coupling_backward.default(*arguments)
+        needed = (wanted[0], wanted[1], wanted[1] and ctx.arguments[0], wanted[2])
+        grads = (g if n else None for g, n in zip(outputs, needed))
+    grad_x, grad_raw, grad_shift, grad_bound = grads
+    return grad_x, grad_raw, grad_shift, None, grad_bound, None, None, None, None
+
+
+def _plain(*tensors: Tensor | None) -> bool:
+    return not torch.compiler.is_compiling() and plain_eager(*tensors)
+
+
+def _save_for_second_backward(ctx, inputs, output) -> None:
+    grad_y, grad_log_det, saved, raw, mask, bound, paired, spec, passive, inverse, _, _ = inputs
+    ctx.save_for_backward(grad_y, grad_log_det, saved, raw, bound, mask)
+    ctx.arguments = (paired, spec, passive, inverse)
+    ctx.set_materialize_grads(False)
+
+
+def _differentiate_backward(ctx, *grads):
+    """Differentiates the reference's backward formula, so that every further derivative is that of the reference."""
+    *inputs, mask = ctx.saved_tensors
+    paired, spec, passive, inverse = ctx.arguments
+    needs = ctx.needs_input_grad[:4] + ctx.needs_input_grad[5:6]
+
+    def formula(grad_y, grad_log_det, saved, raw, bound):
+        form = AffineForm.from_spec(spec)
+        return reference.backward(grad_y, grad_log_det, saved, raw, paired, mask, bound, form, passive, inverse)
+
+    out = registration.differentiate(formula, inputs, needs, grads)
+    return *out[:4], None, out[4], *(None,) * 6
+
+
+registration.define("affine_coupling", FORWARD_SCHEMA, _run_forward, _fake_forward)
+registration.define("affine_coupling_backward", BACKWARD_SCHEMA, _backward_operator, _fake_backward)
+registration.differentiable("affine_coupling", _save_for_backward, _differentiate_forward)
+registration.differentiable("affine_coupling_backward", _save_for_second_backward, _differentiate_backward)
+
+
+class _AffineCoupling(torch.autograd.Function):
+    """The registered operator without the dispatcher, which costs as much as a small launch."""
+
+    @staticmethod
+    def forward(ctx, *inputs):
+        output = _run_forward(*inputs)
+        _save_for_backward(ctx, inputs, output)
+        return output
+
+    backward = staticmethod(_differentiate_forward)
+
+
+def affine_coupling(
+    x: Tensor,
+    raw: Tensor,
+    shift: Tensor | None,
+    mask: Tensor | None,
+    bound: Tensor | None,
+    form: AffineForm,
+    passive: int,
+    inverse: bool,
+) -> tuple[Tensor, Tensor]:
+    """Affine coupling by the backend in force, differentiable any number of times."""
+    request = backends.requested()
+    compiling = torch.compiler.is_compiling()
+    if backends.resolve(request, x.device.type, x.device.index) == backends.REFERENCE or (
+        not compiling and inside_transform()
+    ):
+        check(x, raw, shift, mask, bound, form, passive)
+        return reference.forward(x, raw, shift, mask, bound, form, passive, inverse)
+    inputs = (x, raw, shift, mask, bound, form.spec, passive, inverse, request)
+    if compiling or not plain_eager(x, raw, shift, mask, bound):
+        return torch.ops.flowkernels.affine_coupling.default(*inputs)
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, raw, shift, bound)):
+        return _AffineCoupling.apply(*inputs)
+    return _run_forward(*inputs)

@@ -1,0 +1,70 @@
+"""Allocation rules and stride arithmetic that every op and every backend share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+MAX_EVENT_DIMS = 3  # as kDims in csrc/flow/plan.h
+
+
+class TooManyDimensions(Exception):
+    """The strides do not fit the dimensions that native plans have; contiguous inputs always do."""
+
+
+def memory_format(x: Tensor) -> torch.memory_format:
+    """channels_last where x is channels_last and not contiguous, else contiguous."""
+    if x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last):
+        return torch.channels_last
+    if x.dim() == 5 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last_3d):
+        return torch.channels_last_3d
+    return torch.contiguous_format
+
+
+def allocate_like(x: Tensor) -> Tensor:
+    """An uninitialised tensor of x's shape and dtype in the layout that outputs have, whatever x's strides."""
+    if x.is_contiguous():
+        return torch.empty_like(x)
+    return torch.empty_like(x, memory_format=memory_format(x))
+
+
+def allocate_log_det(x: Tensor) -> Tensor:
+    """An uninitialised log-determinant for a batch x."""
+    return x.new_empty(x.shape[0], dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
+
+
+def coalesce(
+    sizes: Sequence[int], strides: Sequence[Sequence[int]], order: int
+) -> tuple[list[int], list[list[int]]]:
+    """Sort and merge dimensions that several tensors share.
+
+    Args:
+        sizes: sizes of the dimensions.
+        strides: for each tensor, its stride along each dimension.
+        order: the tensor whose strides decide the order, outermost first.
+
+    Returns:
+        Exactly `MAX_EVENT_DIMS` sizes (leading ones where fewer are needed) and the strides of each tensor.
+
+    Raises:
+        TooManyDimensions: if more dimensions than that are left.
+    """
+    dims = [d for d in range(len(sizes)) if sizes[d] != 1]
+    dims.sort(key=lambda d: (-strides[order][d], d))
+    merged_sizes: list[int] = []
+    merged: list[list[int]] = [[] for _ in strides]
+    for d in dims:
+        if merged_sizes and all(m[-1] == s[d] * sizes[d] for m, s in zip(merged, strides)):
+            merged_sizes[-1] *= sizes[d]
+            for m, s in zip(merged, strides):
+                m[-1] = s[d]
+        else:
+            merged_sizes.append(sizes[d])
+            for m, s in zip(merged, strides):
+                m.append(s[d])
+    missing = MAX_EVENT_DIMS - len(merged_sizes)
+    if missing < 0:
+        raise TooManyDimensions
+    return [1] * missing + merged_sizes, [[0] * missing + m for m in merged]
