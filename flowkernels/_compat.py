@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-_PLAIN = (Tensor, torch.nn.Parameter, torch.nn.Buffer, type(None))
+_PLAIN = frozenset((Tensor, torch.nn.Parameter, torch.nn.Buffer, type(None)))
 
 
 def inside_transform() -> bool:
@@ -20,7 +20,7 @@ def inside_transform() -> bool:
 
 def plain_eager(*tensors: Tensor | None) -> bool:
     """Whether nothing but ordinary eager execution of ordinary tensors is going on: no dispatch mode, no subclass."""
-    return torch._C._len_torch_dispatch_stack() == 0 and all(type(t) in _PLAIN for t in tensors)
+    return torch._C._len_torch_dispatch_stack() == 0 and _PLAIN.issuperset(map(type, tensors))
 
 
 def current_stream(device: torch.device) -> int:

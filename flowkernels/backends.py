@@ -136,22 +136,21 @@ def problems(device: torch.device) -> dict[str, str | None]:
 
 @torch.compiler.assume_constant_result
 @functools.lru_cache(maxsize=256)
-def resolve(request: int, device_type: str, device_index: int | None) -> int:
+def resolve(request: int, device: torch.device) -> int:
     """The backend that runs a call.
 
     Raises:
         BackendError: if the one asked for cannot; the message names every backend and its reason.
     """
     if request != AUTO:
-        if problem(request, device_type, device_index) is None:
+        if problem(request, device.type, device.index) is None:
             return request
-        device = torch.device(device_type, device_index)
         lines = [f"  {name}: {why or 'available'}" for name, why in problems(device).items()]
         raise BackendError(
             f"backend {NAMES[request]!r} was requested and cannot run on {device}:\n" + "\n".join(lines)
         )
-    for number in PREFERENCE.get(device_type, (REFERENCE,)):
-        if problem(number, device_type, device_index) is None:
+    for number in PREFERENCE.get(device.type, (REFERENCE,)):
+        if problem(number, device.type, device.index) is None:
             return number
     return REFERENCE
 

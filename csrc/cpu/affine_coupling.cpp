@@ -35,6 +35,24 @@ struct Bounds {
   const T* inverse_c;
 };
 
+template <class F>
+void with_bool(bool value, F&& f) {
+  if (value) {
+    f(std::true_type());
+  } else {
+    f(std::false_type());
+  }
+}
+
+template <class F>
+void with_formula(const AffinePlan& plan, F&& f) {
+  with_map(plan.map, [&](auto map) {
+    with_bool(plan.divide, [&](auto divide) {
+      with_bool(plan.shift_first, [&](auto shift_first) { f(map, divide, shift_first); });
+    });
+  });
+}
+
 template <class T>
 void fill(T* array, T value, int64_t count) {
   for (int64_t i = 0; i < count; ++i) array[i] = value;
@@ -56,9 +74,10 @@ Bounds<T> bounds(const AffinePlan& plan, const void* bound, const Tile& tile, Sc
   return {c, scratch.inverse_c};
 }
 
-template <ScaleMap map, class T>
+// The flags are template arguments because g++ vectorises no loop that selects by a run-time constant.
+template <ScaleMap map, bool divide, bool shift_first, class T>
 void forward_tile(int64_t count, const T* __restrict x, const T* __restrict s, const T* __restrict t, Bounds<T> bounds,
-                  const AffineConstants<T> k, bool divide, bool shift_first, T* __restrict y, T* __restrict terms) {
+                  const AffineConstants<T> k, T* __restrict y, T* __restrict terms) {
   const T* __restrict c = bounds.c;
   const T* __restrict inverse_c = bounds.inverse_c;
 #pragma omp simd
@@ -71,11 +90,10 @@ void forward_tile(int64_t count, const T* __restrict x, const T* __restrict s, c
   }
 }
 
-template <ScaleMap map, bool learned, class T>
+template <ScaleMap map, bool divide, bool shift_first, bool learned, class T>
 void backward_tile(int64_t count, const T* __restrict grad_y, const T* __restrict grad_log_det,
                    const T* __restrict saved, const T* __restrict s, Bounds<T> bounds, const AffineConstants<T> k,
-                   bool divide, bool shift_first, T* __restrict grad_x, T* __restrict grad_s, T* __restrict grad_t,
-                   T* __restrict grad_c) {
+                   T* __restrict grad_x, T* __restrict grad_s, T* __restrict grad_t, T* __restrict grad_c) {
   const T* __restrict c = bounds.c;
   const T* __restrict inverse_c = bounds.inverse_c;
 #pragma omp simd
@@ -116,9 +134,8 @@ void forward_one(const AffineForwardPlan& plan, const AffineForwardCall& call, c
   const T* t = load(plan.shift, call.shift, common.raw_dtype, tile, scratch.t);
   T* y = target(plan.y, call.y, common.x_dtype, tile, scratch.y);
   const Bounds<T> c = bounds(common, call.bound, tile, scratch);
-  with_map(common.map, [&](auto map) {
-    forward_tile<map()>(count, x, s, t, c, affine_constants<T>(common), common.divide, common.shift_first, y,
-                        scratch.terms);
+  with_formula(common, [&](auto map, auto divide, auto shift_first) {
+    forward_tile<map(), divide(), shift_first()>(count, x, s, t, c, affine_constants<T>(common), y, scratch.terms);
   });
   if (common.has_mask) {
     const uint8_t* mask = load_mask(common, call.mask, tile, scratch.mask);
@@ -142,16 +159,12 @@ void backward_one(const AffineBackwardPlan& plan, const AffineBackwardCall& call
   T* grad_x = target(plan.grad_x, call.grad_x, common.x_dtype, tile, scratch.grad_x);
   T* grad_s = target(plan.grad_scale, call.grad_scale, common.raw_dtype, tile, scratch.grad_s);
   T* grad_t = target(plan.grad_shift, call.grad_shift, common.raw_dtype, tile, scratch.grad_t);
-  with_map(common.map, [&](auto map) {
-    auto run = [&](auto learned) {
-      backward_tile<map(), learned()>(count, grad_y, scratch.grad_log_det, saved, s, c, affine_constants<T>(common),
-                                      common.divide, common.shift_first, grad_x, grad_s, grad_t, scratch.grad_c);
-    };
-    if (has_bound(map()) && call.grad_bound != nullptr) {
-      run(std::true_type());
-    } else {
-      run(std::false_type());
-    }
+  with_formula(common, [&](auto map, auto divide, auto shift_first) {
+    with_bool(call.grad_bound != nullptr, [&](auto learned) {
+      backward_tile<map(), divide(), shift_first(), has_bound(map()) && learned()>(
+          count, grad_y, scratch.grad_log_det, saved, s, c, affine_constants<T>(common), grad_x, grad_s, grad_t,
+          scratch.grad_c);
+    });
   });
   if (common.has_mask) {
     const uint8_t* mask = load_mask(common, call.mask, tile, scratch.mask);

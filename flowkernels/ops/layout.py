@@ -32,7 +32,8 @@ def allocate_like(x: Tensor) -> Tensor:
 
 def allocate_log_det(x: Tensor) -> Tensor:
     """An uninitialised log-determinant for a batch x."""
-    return x.new_empty(x.shape[0], dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    return torch.empty(x.shape[0], dtype=dtype, device=x.device)
 
 
 def coalesce(

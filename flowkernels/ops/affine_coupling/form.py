@@ -137,6 +137,9 @@ class AffineForm:
             values["reciprocal"] = values["reciprocal"] == "True"
         return AffineForm(**values)
 
+    def __hash__(self) -> int:
+        return hash(self.spec)  # a cached string's hash: forms are looked up at every call
+
     def constant(self, name: str) -> float | None:
         """The value of a constant of this scale map, its default where it was not given."""
         value = getattr(self, name)

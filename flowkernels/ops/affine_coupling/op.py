@@ -34,8 +34,11 @@ def _run_forward(
     inverse: bool,
     backend: int,
 ) -> tuple[Tensor, Tensor]:
-    form = AffineForm.from_spec(spec)
-    number = backends.resolve(backend, x.device.type, x.device.index)
+    number = backends.resolve(backend, x.device)
+    return _run_forward_on(number, x, raw, shift, mask, bound, AffineForm.from_spec(spec), passive, inverse)
+
+
+def _run_forward_on(number: int, x, raw, shift, mask, bound, form: AffineForm, passive: int, inverse: bool):
     if number == backends.REFERENCE:
         check(x, raw, shift, mask, bound, form, passive)
         y, log_det = reference.forward(x, raw, shift, mask, bound, form, passive, inverse)
@@ -62,15 +65,19 @@ def _run_backward(
     backend: int,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
     form = AffineForm.from_spec(spec)
-    number = backends.resolve(backend, saved.device.type, saved.device.index)
+    number = backends.resolve(backend, saved.device)
     arguments = (grad_y, grad_log_det, saved, raw, paired, mask, bound, form, passive, inverse)
+    return _run_backward_on(number, *arguments, tuple(wanted))
+
+
+def _run_backward_on(number: int, *arguments):
     if number == backends.REFERENCE:
-        return _reference_backward(*arguments, wanted)
+        return _reference_backward(*arguments)
     if number == backends.TRITON:
         from . import triton
 
-        return triton.backward(*arguments, wanted)
-    return native.backward(backends.native_module(number), *arguments, wanted)
+        return triton.backward(*arguments)
+    return native.backward(backends.native_module(number), *arguments)
 
 
 def _reference_backward(grad_y, grad_log_det, saved, raw, paired, mask, bound, form, passive, inverse, wanted):
@@ -106,39 +113,39 @@ def _shape_only(tensor: Tensor) -> Tensor:
     return tensor.new_empty(()).expand(tensor.shape)
 
 
+def _what_backward_reads(x, raw, y, form: AffineForm, inverse: bool) -> tuple[Tensor, Tensor]:
+    """The two tensors to save, no more than the gradient needs: never the shift, nothing for an additive form."""
+    if form.scale == "additive":
+        return _shape_only(x), _shape_only(raw)
+    return (y if reference.saves_output(form, inverse) else x), raw
+
+
 def _save_for_backward(ctx, inputs, output) -> None:
     x, raw, shift, mask, bound, spec, passive, inverse, backend = inputs
-    form = AffineForm.from_spec(spec)
-    saved = output[0] if reference.saves_output(form, inverse) else x
-    if form.scale == "additive":
-        saved, raw = _shape_only(x), _shape_only(raw)
+    saved, raw = _what_backward_reads(x, raw, output[0], AffineForm.from_spec(spec), inverse)
     ctx.save_for_backward(saved, raw, mask, bound)
     ctx.arguments = (shift is not None, spec, passive, inverse)
     ctx.backend = backend
     ctx.set_materialize_grads(False)
 
 
-def _wanted(needs: tuple[bool, ...]) -> tuple[bool, bool, bool]:
-    return needs[0], needs[1] or needs[2], needs[4]
-
-
 def _differentiate_forward(ctx, grad_y, grad_log_det):
     if grad_y is None and grad_log_det is None:
         return (None,) * 9
-    wanted = _wanted(ctx.needs_input_grad)
-    arguments = (grad_y, grad_log_det, *ctx.saved_tensors, *ctx.arguments, wanted, ctx.backend)
-    if _plain(grad_y, grad_log_det) and not torch.is_grad_enabled():
-        grads = _run_backward(*arguments)
-    else:
-        outputs = torch.ops.flowkernels.affine_coupling_backward.default(*arguments)
-        needed = (wanted[0], wanted[1], wanted[1] and ctx.arguments[0], wanted[2])
-        grads = (g if n else None for g, n in zip(outputs, needed))
-    grad_x, grad_raw, grad_shift, grad_bound = grads
+    needs = ctx.needs_input_grad
+    wanted = (needs[0], needs[1] or needs[2], needs[4])
+    grad_x, grad_raw, grad_shift, grad_bound = _call_backward_operator(
+        grad_y, grad_log_det, *ctx.saved_tensors, *ctx.arguments, wanted, ctx.backend
+    )
     return grad_x, grad_raw, grad_shift, None, grad_bound, None, None, None, None
 
 
-def _plain(*tensors: Tensor | None) -> bool:
-    return not torch.compiler.is_compiling() and plain_eager(*tensors)
+def _call_backward_operator(grad_y, grad_log_det, saved, raw, mask, bound, paired, spec, passive, inverse, wanted, backend):
+    outputs = torch.ops.flowkernels.affine_coupling_backward.default(
+        grad_y, grad_log_det, saved, raw, mask, bound, paired, spec, passive, inverse, wanted, backend
+    )
+    needed = (wanted[0], wanted[1], wanted[1] and paired, wanted[2])
+    return (g if n else None for g, n in zip(outputs, needed))
 
 
 def _save_for_second_backward(ctx, inputs, output) -> None:
@@ -172,12 +179,31 @@ class _AffineCoupling(torch.autograd.Function):
     """The registered operator without the dispatcher, which costs as much as a small launch."""
 
     @staticmethod
-    def forward(ctx, *inputs):
-        output = _run_forward(*inputs)
-        _save_for_backward(ctx, inputs, output)
+    def forward(ctx, x, raw, shift, bound, rest):
+        mask, form, passive, inverse, number = rest
+        output = _run_forward_on(number, x, raw, shift, mask, bound, form, passive, inverse)
+        ctx.save_for_backward(*_what_backward_reads(x, raw, output[0], form, inverse), mask, bound)
+        ctx.rest = (shift is not None, form, passive, inverse, number)
+        ctx.set_materialize_grads(False)
         return output
 
-    backward = staticmethod(_differentiate_forward)
+    @staticmethod
+    def backward(ctx, grad_y, grad_log_det):
+        if grad_y is None and grad_log_det is None:
+            return None, None, None, None, None
+        saved, raw, mask, bound = ctx.saved_tensors
+        paired, form, passive, inverse, number = ctx.rest
+        needs = ctx.needs_input_grad
+        wanted = (needs[0], needs[1] or needs[2], needs[3])
+        if not torch.is_grad_enabled() and plain_eager(grad_y, grad_log_det):
+            grads = _run_backward_on(
+                number, grad_y, grad_log_det, saved, raw, paired, mask, bound, form, passive, inverse, wanted
+            )
+        else:
+            grads = _call_backward_operator(
+                grad_y, grad_log_det, saved, raw, mask, bound, paired, form.spec, passive, inverse, wanted, number
+            )
+        return *grads, None
 
 
 def affine_coupling(
@@ -192,15 +218,15 @@ def affine_coupling(
 ) -> tuple[Tensor, Tensor]:
     """Affine coupling by the backend in force, differentiable any number of times."""
     request = backends.requested()
+    number = backends.resolve(request, x.device)
     compiling = torch.compiler.is_compiling()
-    if backends.resolve(request, x.device.type, x.device.index) == backends.REFERENCE or (
-        not compiling and inside_transform()
-    ):
+    if number == backends.REFERENCE or (not compiling and inside_transform()):
         check(x, raw, shift, mask, bound, form, passive)
         return reference.forward(x, raw, shift, mask, bound, form, passive, inverse)
-    inputs = (x, raw, shift, mask, bound, form.spec, passive, inverse, request)
     if compiling or not plain_eager(x, raw, shift, mask, bound):
-        return torch.ops.flowkernels.affine_coupling.default(*inputs)
+        return torch.ops.flowkernels.affine_coupling.default(
+            x, raw, shift, mask, bound, form.spec, passive, inverse, request
+        )
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, raw, shift, bound)):
-        return _AffineCoupling.apply(*inputs)
-    return _run_forward(*inputs)
+        return _AffineCoupling.apply(x, raw, shift, bound, (mask, form, passive, inverse, number))
+    return _run_forward_on(number, x, raw, shift, mask, bound, form, passive, inverse)

@@ -1,0 +1,649 @@
+"""Affine coupling in Triton: one launch each way, and one more where something is reduced over several programs.
+
+A program handles a tile of rows x columns; a column is a position in the walk over an event that the plan prescribes.
+Short rows share a program, a row of up to 16384 elements has one to itself, longer ones are cut into chunks of 8192.
+These numbers depend on the event alone, so that log_det[i] depends on neither the batch nor the device. The formulas
+are those of csrc/flow/affine_coupling.h.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import math
+from types import SimpleNamespace
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .. import triton_math as tm
+from . import plan as plans
+from .form import SCALE_MAP_IDS
+
+_MAPS = {number: name for name, number in SCALE_MAP_IDS.items()}
+_ITEMSIZES = (4, 8, 2, 2)  # of float32, float64, float16, bfloat16, by the plan's number
+
+_WHOLE_ROW = 16384
+_CHUNK = 8192
+_PARTIAL_ELEMENTS = 2**18
+_MAX_PARTIALS = 512
+
+
+class View(NamedTuple):
+    """Where the elements of one tensor lie: an offset, and strides of the row and the three event dimensions."""
+
+    offset: object
+    row: object
+    outer: object
+    middle: object
+    inner: object
+
+
+class ForwardViews(NamedTuple):
+    x: View
+    scale: View | None
+    shift: View
+    mask: View | None
+    bound: View | None
+    y: View
+    x_passive: View
+    y_passive: View
+
+
+class BackwardViews(NamedTuple):
+    grad_y: View
+    saved: View
+    scale: View | None
+    mask: View | None
+    bound: View | None
+    grad_x: View
+    grad_scale: View | None
+    grad_shift: View
+    grad_y_passive: View
+    grad_x_passive: View
+    grad_log_det_stride: object
+
+
+class Form(NamedTuple):
+    """What a kernel has to know of an AffineForm. The numbers are constants of the kernel: as arguments they would be
+    float32 in a float64 kernel."""
+
+    map: str
+    logarithmic: bool  # whether the map gives log a
+    divide: bool
+    shift_first: bool
+    bound: float
+    inverse_bound: float
+    first: float
+    second: float
+    scale_factor: float
+    shift_factor: float
+
+
+class Tile(NamedTuple):
+    """How events are cut."""
+
+    rows: int
+    columns: int
+    passive_columns: int
+    chunk: int  # columns of a row that one program handles, a multiple of both widths
+    chunks: int
+    warps: int
+
+
+class Constants(NamedTuple):
+    """What a kernel is compiled for, besides dtypes and strides."""
+
+    form: Form
+    tile: Tile
+    active: tuple[int, int, int]
+    passive: tuple[int, int, int]
+    wide: bool  # whether offsets inside a row need 64 bits
+
+
+@triton.jit
+def _across(view, column, SIZE: tl.constexpr):
+    """Offsets of columns within a row."""
+    if SIZE[0] == 1 and SIZE[1] == 1:
+        return column * view.inner
+    elif SIZE[0] == 1:
+        return (column // SIZE[2]) * view.middle + (column % SIZE[2]) * view.inner
+    else:
+        outer = (column // (SIZE[1] * SIZE[2])) * view.outer
+        return outer + (column // SIZE[2] % SIZE[1]) * view.middle + (column % SIZE[2]) * view.inner
+
+
+@triton.jit
+def _at(pointer, view, row, column, SIZE: tl.constexpr):
+    """Pointers to the elements of a tile; `row` is 64-bit."""
+    return pointer + (view.offset + row * view.row) + _across(view, column, SIZE)
+
+
+@triton.jit
+def _rows(tile, ROWS: tl.constexpr):
+    """The row numbers of a tile, down."""
+    return (tile.to(tl.int64) * ROWS + tl.arange(0, ROWS))[:, None]
+
+
+@triton.jit
+def _columns(chunk, start, COLUMNS: tl.constexpr, K: tl.constexpr):
+    """The column numbers of one tile of a chunk, across."""
+    if K.wide:
+        chunk = chunk.to(tl.int64)
+    return (chunk * K.tile.chunk + start + tl.arange(0, COLUMNS))[None, :]
+
+
+@triton.jit
+def _copy_passive(source_ptr, source, target_ptr, target, row, live, chunk, K: tl.constexpr):
+    """Copy the elements beside the active ones; without a source they become 0."""
+    size: tl.constexpr = K.passive[0] * K.passive[1] * K.passive[2]
+    length: tl.constexpr = min(size, K.tile.chunk)
+    for start in range(0, length, K.tile.passive_columns):
+        column = _columns(chunk, start, K.tile.passive_columns, K)
+        ok = live & (column < size)
+        value = tl.zeros(ok.shape, target_ptr.dtype.element_ty)
+        if source_ptr is not None:
+            value = tl.load(_at(source_ptr, source, row, column, K.passive), ok)
+        tl.store(_at(target_ptr, target, row, column, K.passive), value, ok)
+
+
+@triton.jit
+def _masked(mask_ptr, mask, column, inside, K: tl.constexpr):
+    """Which columns the mask keeps."""
+    return tl.load(mask_ptr + mask.offset + _across(mask, column, K.active), inside, other=0) != 0
+
+
+@triton.jit
+def _bound(bound_ptr, bound, column, inside, K: tl.constexpr, DTYPE: tl.constexpr):
+    """The bound of each column, or of all of them, and its reciprocal."""
+    if bound_ptr is None:
+        return tl.full((1, 1), K.form.bound, DTYPE), tl.full((1, 1), K.form.inverse_bound, DTYPE)
+    else:
+        c = tl.load(bound_ptr + _across(bound, column, K.active), inside, other=1.0).to(DTYPE)
+        return c, tm.reciprocal(c)
+
+
+@triton.jit
+def _log_scale(s, c, inverse_c, FORM: tl.constexpr):
+    if FORM.map == "tanh":
+        return c * tm.tanh(s * inverse_c)
+    elif FORM.map == "tanh_scaled":
+        return c * tm.tanh(s)
+    elif FORM.map == "atan":
+        return 0.636 * c * tm.atan(s)
+    elif FORM.map == "atan_legacy":
+        return 0.636 * c * tm.atan(s * inverse_c)
+    elif FORM.map == "sigmoid_centered":
+        return c * tm.tanh(0.5 * s)
+    elif FORM.map == "softclip":
+        return tm.divide(s, 1.0 + tl.abs(s) * inverse_c)
+    else:
+        return s
+
+
+@triton.jit
+def _direct_scale(s, FORM: tl.constexpr):
+    if FORM.map == "sigmoid":
+        return tm.sigmoid(s + FORM.first)
+    elif FORM.map == "sigmoid_floor":
+        return tm.sigmoid(s + FORM.first) + FORM.second
+    elif FORM.map == "softplus":
+        a = tm.softplus(s) + FORM.first
+        return tl.where(FORM.second < a, FORM.second, a)
+    elif FORM.map == "exp_floor":
+        return tm.exp(FORM.first + 0.5 * s) + FORM.second
+    else:
+        return s
+
+
+@triton.jit
+def _multiplier(s, c, inverse_c, FORM: tl.constexpr):
+    """m and log |m|."""
+    if FORM.logarithmic:
+        log_a = _log_scale(s, c, inverse_c, FORM)
+        log_m = -log_a if FORM.divide else log_a
+        return tm.exp(log_m), log_m
+    else:
+        a = _direct_scale(s, FORM)
+        if FORM.map == "sigmoid":
+            log_a = tm.log_sigmoid(s + FORM.first)
+        else:
+            log_a = tm.log(tl.abs(a))
+        if FORM.divide:
+            return tm.reciprocal(a), -log_a
+        else:
+            return a, log_a
+
+
+@triton.jit
+def _slope(s, c, inverse_c, FORM: tl.constexpr):
+    """d log a / ds, and d log a / dc (0 where there is no bound)."""
+    zero = tl.zeros_like(s)
+    if FORM.map == "tanh":
+        u = s * inverse_c
+        tanh, sech2 = tm.tanh_sech2(u)
+        return sech2, tanh - u * sech2
+    elif FORM.map == "tanh_scaled":
+        tanh, sech2 = tm.tanh_sech2(s)
+        return c * sech2, tanh
+    elif FORM.map == "atan":
+        return tm.divide(0.636 * c + zero, 1.0 + s * s), 0.636 * tm.atan(s)
+    elif FORM.map == "atan_legacy":
+        u = s * inverse_c
+        derivative = tm.divide(zero + 0.636, 1.0 + u * u)
+        return derivative, 0.636 * tm.atan(u) - u * derivative
+    elif FORM.map == "sigmoid_centered":
+        tanh, sech2 = tm.tanh_sech2(0.5 * s)
+        return 0.5 * c * sech2, tanh
+    elif FORM.map == "softclip":
+        u = s * inverse_c
+        r = tm.reciprocal(1.0 + tl.abs(u))
+        return r * r, (u * r) * (tl.abs(u) * r)
+    elif FORM.map == "sigmoid":
+        return tm.sigmoid(-(s + FORM.first)), zero
+    elif FORM.map == "sigmoid_floor":
+        v = s + FORM.first
+        p = tm.sigmoid(v)
+        return tm.sigmoid(-v) * tm.divide(p, p + FORM.second), zero
+    elif FORM.map == "softplus":
+        a = tm.softplus(s) + FORM.first
+        return tl.where(FORM.second < a, 0.0, tm.divide(tm.sigmoid(s), a)), zero
+    elif FORM.map == "exp_floor":
+        e = tm.exp(FORM.first + 0.5 * s)
+        return tm.divide(0.5 * e, e + FORM.second), zero
+    elif FORM.map == "given":
+        return tm.reciprocal(s), zero
+    else:
+        return zero + 1.0, zero
+
+
+@triton.jit
+def affine_coupling_forward_kernel(
+    x_ptr,
+    scale_ptr,
+    shift_ptr,
+    mask_ptr,
+    bound_ptr,
+    y_ptr,
+    log_det_ptr,  # one value per row and chunk
+    rows,
+    views,
+    K: tl.constexpr,
+):
+    dtype: tl.constexpr = log_det_ptr.dtype.element_ty
+    form: tl.constexpr = K.form
+    tile: tl.constexpr = K.tile
+    active: tl.constexpr = K.active[0] * K.active[1] * K.active[2]
+    chunk = tl.program_id(0) % tile.chunks
+    row = _rows(tl.program_id(0) // tile.chunks, tile.rows)
+    live = row < rows
+    total = tl.zeros((tile.rows, tile.columns), dtype)
+    length: tl.constexpr = min(active, tile.chunk)
+    for start in range(0, length, tile.columns):
+        column = _columns(chunk, start, tile.columns, K)
+        inside = column < active
+        ok = live & inside
+        counted = ok
+        kept = tl.load(_at(x_ptr, views.x, row, column, K.active), ok)
+        z = kept.to(dtype)
+        t = tl.load(_at(shift_ptr, views.shift, row, column, K.active), ok).to(dtype) * form.shift_factor
+        if scale_ptr is None:
+            value = z + t
+            log_m = tl.zeros_like(z)
+        else:
+            s = tl.load(_at(scale_ptr, views.scale, row, column, K.active), ok).to(dtype) * form.scale_factor
+            c, inverse_c = _bound(bound_ptr, views.bound, column, inside, K, dtype)
+            m, log_m = _multiplier(s, c, inverse_c, form)
+            value = m * (z + t) if form.shift_first else m * z + t
+        value = value.to(x_ptr.dtype.element_ty)
+        if mask_ptr is not None:
+            masked = _masked(mask_ptr, views.mask, column, inside, K)
+            value = tl.where(masked, kept, value)
+            counted = ok & (masked == 0)
+        tl.store(_at(y_ptr, views.y, row, column, K.active), value, ok)
+        total += tl.where(counted, log_m, 0.0)
+    _copy_passive(x_ptr, views.x_passive, y_ptr, views.y_passive, row, live, chunk, K)
+    tl.store(log_det_ptr + row * tile.chunks + chunk, tl.sum(total, 1)[:, None], live)
+
+
+@triton.jit
+def _backward_tile(
+    grad_y_ptr,
+    grad_log_det_ptr,
+    saved_ptr,
+    scale_ptr,
+    mask_ptr,
+    bound_ptr,
+    grad_x_ptr,
+    grad_scale_ptr,
+    grad_shift_ptr,
+    rows,
+    row_tile,
+    chunk,
+    views,
+    K: tl.constexpr,
+    DTYPE: tl.constexpr,
+):
+    """The gradients of one tile; returns its elements of the bound's."""
+    form: tl.constexpr = K.form
+    active: tl.constexpr = K.active[0] * K.active[1] * K.active[2]
+    row = _rows(row_tile, K.tile.rows)
+    column = _columns(chunk, 0, K.tile.columns, K)
+    live = row < rows
+    inside = column < active
+    ok = live & inside
+    counted = ok
+    kept = tl.zeros(ok.shape, saved_ptr.dtype.element_ty)
+    if grad_y_ptr is not None:
+        kept = tl.load(_at(grad_y_ptr, views.grad_y, row, column, K.active), ok)
+    g = kept.to(DTYPE)
+    if scale_ptr is None:
+        gradient = g
+        grad_s = g
+        grad_c = g
+    else:
+        s = tl.load(_at(scale_ptr, views.scale, row, column, K.active), ok).to(DTYPE) * form.scale_factor
+        c, inverse_c = _bound(bound_ptr, views.bound, column, inside, K, DTYPE)
+        m, _ = _multiplier(s, c, inverse_c, form)
+        slope, bound_slope = _slope(s, c, inverse_c, form)
+        gradient = g * m
+        z = tl.load(_at(saved_ptr, views.saved, row, column, K.active), ok).to(DTYPE)
+        grad_log_m = (g if form.shift_first else gradient) * z
+        if grad_log_det_ptr is not None:
+            grad_log_m += tl.load(grad_log_det_ptr + row * views.grad_log_det_stride, live).to(DTYPE)
+        grad_log_a = -grad_log_m if form.divide else grad_log_m
+        grad_s = form.scale_factor * (slope * grad_log_a)
+        grad_c = bound_slope * grad_log_a
+    grad_t = form.shift_factor * (gradient if form.shift_first else g)
+    gradient = gradient.to(saved_ptr.dtype.element_ty)
+    if mask_ptr is not None:
+        masked = _masked(mask_ptr, views.mask, column, inside, K)
+        gradient = tl.where(masked, kept, gradient)
+        grad_s = tl.where(masked, 0.0, grad_s)
+        grad_t = tl.where(masked, 0.0, grad_t)
+        counted = ok & (masked == 0)
+    if grad_x_ptr is not None:
+        tl.store(_at(grad_x_ptr, views.grad_x, row, column, K.active), gradient, ok)
+        _copy_passive(grad_y_ptr, views.grad_y_passive, grad_x_ptr, views.grad_x_passive, row, live, chunk, K)
+    if grad_scale_ptr is not None:
+        value = grad_s.to(grad_scale_ptr.dtype.element_ty)
+        tl.store(_at(grad_scale_ptr, views.grad_scale, row, column, K.active), value, ok)
+    if grad_shift_ptr is not None:
+        value = grad_t.to(grad_shift_ptr.dtype.element_ty)
+        tl.store(_at(grad_shift_ptr, views.grad_shift, row, column, K.active), value, ok)
+    return tl.where(counted, grad_c, 0.0)
+
+
+@triton.jit
+def affine_coupling_backward_kernel(
+    grad_y_ptr,
+    grad_log_det_ptr,
+    saved_ptr,
+    scale_ptr,
+    mask_ptr,
+    bound_ptr,
+    grad_x_ptr,
+    grad_scale_ptr,
+    grad_shift_ptr,
+    partial_ptr,  # of the bound's gradient, one value per group of rows and column
+    rows,
+    tiles_per_group,
+    views,
+    K: tl.constexpr,
+):
+    dtype: tl.constexpr = tl.float64 if saved_ptr.dtype.element_ty == tl.float64 else tl.float32
+    tile: tl.constexpr = K.tile
+    chunk = tl.program_id(0) % tile.chunks
+    group = tl.program_id(0) // tile.chunks
+    if partial_ptr is None:
+        _backward_tile(
+            grad_y_ptr, grad_log_det_ptr, saved_ptr, scale_ptr, mask_ptr, bound_ptr, grad_x_ptr, grad_scale_ptr,
+            grad_shift_ptr, rows, group, chunk, views, K, dtype,
+        )  # fmt: skip
+    else:
+        active: tl.constexpr = K.active[0] * K.active[1] * K.active[2]
+        total = tl.zeros((tile.rows, tile.columns), dtype)
+        first = group * tiles_per_group
+        last = tl.minimum(first + tiles_per_group, tl.cdiv(rows, tile.rows))
+        for begin in range(first, last, 64):  # two levels, so that errors hardly grow with the batch
+            part = tl.zeros((tile.rows, tile.columns), dtype)
+            for row_tile in range(begin, tl.minimum(begin + 64, last)):
+                part += _backward_tile(
+                    grad_y_ptr, grad_log_det_ptr, saved_ptr, scale_ptr, mask_ptr, bound_ptr, grad_x_ptr,
+                    grad_scale_ptr, grad_shift_ptr, rows, row_tile, chunk, views, K, dtype,
+                )  # fmt: skip
+            total += part
+        column = _columns(chunk, 0, tile.columns, K)
+        target = partial_ptr + group.to(tl.int64) * active + column
+        tl.store(target, tl.sum(total, 0)[None, :], column < active)
+
+
+@triton.jit
+def sum_partials_kernel(
+    partial_ptr,
+    sum_ptr,
+    outer,
+    kept,
+    INNER: tl.constexpr,
+    KEPT_BLOCK: tl.constexpr,
+    SUMMED_BLOCK: tl.constexpr,
+):
+    """Sum an (outer, kept, inner) array over its first and last dimension."""
+    index = tl.program_id(0).to(tl.int64) * KEPT_BLOCK + tl.arange(0, KEPT_BLOCK)[None, :]
+    total = tl.zeros((SUMMED_BLOCK, KEPT_BLOCK), partial_ptr.dtype.element_ty)
+    for start in range(0, outer * INNER, SUMMED_BLOCK):
+        k = start + tl.arange(0, SUMMED_BLOCK)[:, None]
+        ok = (k < outer * INNER) & (index < kept)
+        total += tl.load(partial_ptr + ((k // INNER) * kept + index) * INNER + k % INNER, ok, other=0.0)
+    tl.store(sum_ptr + index, tl.sum(total, 0)[None, :].to(sum_ptr.dtype.element_ty), index < kept)
+
+
+def _power_of_two(n: int) -> int:
+    return 1 << max(n - 1, 0).bit_length()
+
+
+def _cdiv(n: int, d: int) -> int:
+    return -(-n // d)
+
+
+def tile(active: int, passive: int, itemsize: int, whole_row: bool) -> Tile:
+    """How rows of so many active and passive elements are cut.
+
+    `itemsize` is that of the narrowest tensor: a thread then reads at least 16 bytes of each. With `whole_row` a row of
+    up to `_WHOLE_ROW` elements stays in one program, which can then sum it.
+    """
+    width = max(active, passive, 1)
+    if width <= 512:
+        rows = max(1, (1024 if itemsize == 2 else 512) // _power_of_two(width))
+        columns, chunk, warps = 512, 512, 4
+    elif whole_row:
+        rows = 1
+        columns, warps = (1024, 4) if width <= 4096 else (2048, 8)
+        chunk = _power_of_two(width) if width <= _WHOLE_ROW else _CHUNK
+    else:
+        rows, columns, chunk, warps = 1, 1024, 1024, 4
+    fit = [min(columns, _power_of_two(n)) for n in (active, passive)]
+    return Tile(rows, *fit, chunk, _cdiv(width, chunk), warps)
+
+
+def _view(plan: list[int] | None, size: list[int]) -> View | None:
+    """A view whose numbers are constants of the kernel, so that the compiler sees alignment.
+
+    A tensor whose rows interleave has strides that depend on the batch, for which kernels must not be compiled anew:
+    there they are arguments.
+    """
+    if plan is None:
+        return None
+    span = sum((n - 1) * abs(stride) for n, stride in zip(size[1:], plan[2:]))
+    interleaved = size[0] > 1 and 0 < abs(plan[1]) <= span
+    return View(*(plan if interleaved else map(tl.constexpr, plan)))
+
+
+class _Kernel:
+    """A kernel with all its arguments but the tensors.
+
+    Triton finds the compiled kernel anew at every launch, which takes several times as long as the launch; for tensors
+    that are all aligned it is remembered here, one per device.
+    """
+
+    def __init__(self, kernel, programs: int, arguments: tuple, warps: int) -> None:
+        self.kernel, self.arguments, self.warps = kernel, arguments, warps
+        self.grid = (programs, 1, 1)
+        self.compiled: dict[int | None, object] = {}
+
+    def __call__(self, device: torch.device, *tensors: Tensor | None) -> None:
+        if not self.grid[0]:
+            return
+        aligned = not any(t is not None and t.data_ptr() % 16 for t in tensors)
+        if aligned and (compiled := self.compiled.get(device.index)) is not None:
+            compiled[self.grid](*tensors, *self.arguments)
+            return
+        # Contraction to FMA is on by default up to Triton 3.9 and off after it.
+        options = {"num_warps": self.warps, "enable_fp_fusion": True}
+        compiled = self.kernel[self.grid](*tensors, *self.arguments, **options)
+        if aligned:
+            self.compiled[device.index] = compiled
+
+
+def _sum_partials(outer: int, kept: int, inner: int) -> _Kernel:
+    kept_block, summed_block = (8, 128) if inner == 1 else (1, 1024)
+    return _Kernel(sum_partials_kernel, _cdiv(kept, kept_block), (outer, kept, inner, kept_block, summed_block), 4)
+
+
+class _Plan:
+    """The common part of a plan (AffinePlan), as the kernels want it."""
+
+    def __init__(self, plan: dict[str, object], whole_row: bool) -> None:
+        self._plan = plan
+        self.rows, *active = plan["active"]
+        passive = plan["passive"][1:]
+        itemsize = min(_ITEMSIZES[plan["x_dtype"]], _ITEMSIZES[plan["raw_dtype"]])
+        self.columns = math.prod(active)
+        self.tile = tile(self.columns, math.prod(passive), itemsize, whole_row)
+        self.row_tiles = _cdiv(self.rows, self.tile.rows)
+        self.constants = Constants(self._form(), self.tile, tuple(active), tuple(passive), self._wide())
+
+    def _form(self) -> Form:
+        plan = self._plan
+        number = plan["map"]
+        bound, *numbers = (float(plan[n]) for n in ("bound", "first", "second", "scale_factor", "shift_factor"))
+        return Form(_MAPS[number], number <= SCALE_MAP_IDS["softclip"], plan["divide"], plan["shift_first"], bound, 1 / bound, *numbers)
+
+    def _size(self, name: str) -> list[int]:
+        return self._plan["passive" if name.endswith("_passive") else "active"]
+
+    def _wide(self) -> bool:
+        """Whether an offset inside a row, or the number of a column past its end, may exceed 32 bits."""
+        spans = [2 * math.prod(self._plan[n][1:]) for n in ("active", "passive")]
+        for name in (*ForwardViews._fields, *BackwardViews._fields):
+            if isinstance(view := self._plan.get(name), list):
+                spans.append(sum(n * abs(stride) for n, stride in zip(self._size(name)[1:], view[2:])))
+        return max(spans) >= 2**31
+
+    def views(self, names: tuple[str, ...]) -> list[View | None]:
+        """The views of this plan; the mask's and the bound's have a field and a view of different names."""
+        return [_view(self._plan.get(name), self._size(name)) for name in names]
+
+
+class AffineForward:
+    """A forward plan; takes the tensors of AffineForwardCall."""
+
+    def __init__(self, **plan: object) -> None:
+        common = _Plan(plan, whole_row=True)
+        views = ForwardViews(*common.views(("x", "scale", "shift", "mask", "bound_view", "y", "x_passive", "y_passive")))
+        chunks = common.tile.chunks
+        self.partials = (common.rows, chunks) if chunks > 1 else None
+        self.main = _Kernel(
+            affine_coupling_forward_kernel,
+            common.row_tiles * chunks,
+            (common.rows, views, common.constants),
+            common.tile.warps,
+        )
+        self.finish = _sum_partials(1, common.rows, chunks)
+
+    def __call__(self, device: torch.device, *tensors: Tensor | None) -> None:
+        *others, log_det = tensors
+        if self.partials is None:
+            self.main(device, *tensors)
+            return
+        partials = log_det.new_empty(self.partials)
+        self.main(device, *others, partials)
+        self.finish(device, partials, log_det)
+
+
+class AffineBackward:
+    """A backward plan; takes the tensors of AffineBackwardCall."""
+
+    def __init__(self, grad_log_det_stride: int, **plan: object) -> None:
+        self.common = _Plan(plan, whole_row=False)
+        names = ("grad_y", "saved", "scale", "mask", "bound_view", "grad_x", "grad_scale", "grad_shift")
+        views = self.common.views((*names, "grad_y_passive", "grad_x_passive"))
+        self.views = BackwardViews(*views, tl.constexpr(grad_log_det_stride))
+        self.bound_view = plan.get("bound_view")
+
+    def __call__(self, device: torch.device, *tensors: Tensor | None) -> None:
+        *others, grad_bound = tensors
+        if grad_bound is None:
+            self._elementwise(device, *others, None)
+            return
+        partials = grad_bound.new_empty(self._groups, self.common.columns)
+        main, finish = self._reducing
+        main(device, *others, partials)
+        finish(device, partials, grad_bound)
+
+    def _main(self, groups: int, tiles_per_group: int) -> _Kernel:
+        arguments = (self.common.rows, tiles_per_group, self.views, self.common.constants)
+        programs = groups * self.common.tile.chunks
+        return _Kernel(affine_coupling_backward_kernel, programs, arguments, self.common.tile.warps)
+
+    @functools.cached_property
+    def _elementwise(self) -> _Kernel:
+        return self._main(self.common.row_tiles, 1)
+
+    @functools.cached_property
+    def _groups(self) -> int:
+        """Into how many groups the rows are cut to sum the bound's gradient: enough to fill a GPU, few enough for the
+        second sum to be short. It depends on the batch, never on the device."""
+        return min(_MAX_PARTIALS, max(1, _PARTIAL_ELEMENTS // max(1, self.common.columns)), self.common.row_tiles)
+
+    @functools.cached_property
+    def _reducing(self) -> tuple[_Kernel, _Kernel]:
+        size, strides = self.common.constants.active, self.bound_view[2:]
+        channel = next((d for d in range(3) if strides[d]), None)
+        kept = 1 if channel is None else size[channel]
+        inner = math.prod(size if channel is None else size[channel + 1 :])
+        outer = self._groups * (1 if channel is None else math.prod(size[:channel]))
+        main = self._main(self._groups, _cdiv(self.common.row_tiles, max(1, self._groups)))
+        return main, _sum_partials(outer, kept, inner)
+
+
+_BACKEND = SimpleNamespace(AffineForward=AffineForward, AffineBackward=AffineBackward)
+
+
+def _launch(plan: AffineForward | AffineBackward, device: torch.device, *tensors: Tensor | None) -> None:
+    with _current(device):
+        plan(device, *tensors)
+
+
+def _current(device: torch.device) -> contextlib.AbstractContextManager:
+    """Makes a device current, which Triton launches on."""
+    if device.type == "cpu":
+        return contextlib.nullcontext()
+    module = torch.get_device_module(device)
+    return contextlib.nullcontext() if module.current_device() == device.index else module.device(device)
+
+
+def forward(*arguments) -> tuple[Tensor, Tensor]:
+    """`reference.forward` in one launch, or two where a row is split."""
+    return plans.forward(_BACKEND, _launch, *arguments)
+
+
+def backward(*arguments) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+    """`reference.backward` in one launch, or two where the bound has a gradient.
+
+    The last argument says which of (x, raw and shift, bound) need a gradient; the others are None.
+    """
+    return plans.backward(_BACKEND, _launch, *arguments)
