@@ -24,16 +24,6 @@ PREFERENCE = {
 }
 
 
-class _State:
-    """The request in force. A plain attribute, for the whole process: torch.compile guards on it, and autograd's
-    threads would not see a thread-local one."""
-
-    request: int | None = None
-
-
-_state = _State()
-
-
 class BackendError(RuntimeError):
     """A requested backend cannot run the call."""
 
@@ -42,6 +32,16 @@ def _number(name: str, source: str) -> int:
     if name not in NAMES:
         raise ValueError(f"{source} must be one of {', '.join(NAMES)}; got {name!r}")
     return NAMES.index(name)
+
+
+class _State:
+    """The request in force. A plain attribute, for the whole process: torch.compile guards on it, and autograd's
+    threads would not see a thread-local one."""
+
+    request: int = _number(os.environ.get("FLOWKERNELS_BACKEND", "auto"), "FLOWKERNELS_BACKEND")
+
+
+_state = _State()
 
 
 @contextlib.contextmanager
@@ -66,15 +66,9 @@ def backend(name: str) -> Iterator[None]:
         _state.request = outer
 
 
-@torch.compiler.assume_constant_result
-@functools.cache
-def _environment_request() -> int:
-    return _number(os.environ.get("FLOWKERNELS_BACKEND", "auto"), "FLOWKERNELS_BACKEND")
-
-
 def requested() -> int:
     """The number of the backend asked for, `AUTO` if none was."""
-    return _environment_request() if _state.request is None else _state.request
+    return _state.request
 
 
 @functools.cache
@@ -134,14 +128,25 @@ def problems(device: torch.device) -> dict[str, str | None]:
     return {NAMES[n]: problem(n, device.type, device.index) for n in range(1, len(NAMES))}
 
 
-@torch.compiler.assume_constant_result
-@functools.lru_cache(maxsize=256)
 def resolve(request: int, device: torch.device) -> int:
     """The backend that runs a call.
 
     Raises:
         BackendError: if the one asked for cannot; the message names every backend and its reason.
     """
+    if torch.compiler.is_compiling():
+        return _resolve_once(request, device)
+    return _resolve(request, device)
+
+
+@torch.compiler.assume_constant_result
+def _resolve_once(request: int, device: torch.device) -> int:
+    # Evaluated, not traced: whether a module can be loaded is no part of a graph. Graphs guard on the request.
+    return _resolve(request, device)
+
+
+@functools.lru_cache(maxsize=256)
+def _resolve(request: int, device: torch.device) -> int:
     if request != AUTO:
         if problem(request, device.type, device.index) is None:
             return request
@@ -156,6 +161,6 @@ def resolve(request: int, device: torch.device) -> int:
 
 
 def forget() -> None:
-    """Look at the modules and the environment again; for tests that exchange them."""
-    for cached in (_load, _environment_request, _triton_problem, problem, resolve):
+    """Look for the modules again; for tests that exchange them."""
+    for cached in (_load, _triton_problem, problem, _resolve):
         cached.cache_clear()

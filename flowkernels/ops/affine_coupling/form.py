@@ -42,7 +42,6 @@ ORDERS = ("scale_first", "shift_first")
 HALVES = ("scale_shift", "shift_scale")
 LAYOUTS = (*HALVES, "interleaved_shift_scale", "trailing_shift_scale", "trailing_scale_shift")
 
-
 def _choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(allowed)}; got {value!r}")
@@ -95,6 +94,8 @@ class AffineForm:
     reciprocal: bool = False
     layout: str = "scale_shift"
     prescale: float = 1.0
+    # The form as text: what the registered operators carry, so that graphs can be read and exported.
+    spec: str = dataclasses.field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         _choice("scale", self.scale, tuple(CONSTANTS))
@@ -118,12 +119,8 @@ class AffineForm:
             raise ValueError(f"reciprocal must be True or False; got {self.reciprocal!r}")
         if not isinstance(self.prescale, (int, float)) or not math.isfinite(self.prescale):
             raise ValueError(f"prescale must be a finite number; got {self.prescale!r}")
-
-    @functools.cached_property
-    def spec(self) -> str:
-        """The form as text: what the registered operators carry, so that graphs can be read and exported."""
-        fields = dataclasses.fields(self)
-        return " ".join(f"{f.name}={getattr(self, f.name)}" for f in fields if getattr(self, f.name) != f.default)
+        changed = [(name, getattr(self, name)) for name, default in _DEFAULTS if getattr(self, name) != default]
+        object.__setattr__(self, "spec", " ".join(f"{name}={value}" for name, value in changed))
 
     @staticmethod
     @functools.lru_cache(maxsize=1024)
@@ -193,3 +190,6 @@ class AffineForm:
     def zuko(cls) -> AffineForm:
         """zuko's MonotonicAffineTransform with its default slope of 1e-3."""
         return cls("softclip", bound=-math.log(1e-3), layout="trailing_shift_scale")
+
+
+_DEFAULTS = tuple((f.name, f.default) for f in dataclasses.fields(AffineForm) if f.init)

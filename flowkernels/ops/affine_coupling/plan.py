@@ -47,6 +47,8 @@ def _box(named: list[tuple[str, Tensor, Tensor]]) -> tuple[list[int], dict[str, 
     The first decides the order in which a row is walked.
     """
     views = [view for _, view, _ in named]
+    if 0 in views[0].shape:  # any strides will do, and those of an empty tensor are odd even where it is "contiguous"
+        views = [view.new_empty(view.shape[0], 0) for view in views]
     sizes, strides = coalesce(views[0].shape[1:], [view.stride()[1:] for view in views], 0)
     return [views[0].shape[0], *sizes], {
         name: [view.storage_offset() - base.storage_offset(), view.stride(0), *stride]
@@ -154,6 +156,11 @@ def _expanded(mask: Tensor | None, x: Tensor) -> Tensor | None:
     return None if mask is None else mask.expand(x.shape[1:])
 
 
+def _dense(bound: Tensor | None) -> Tensor | None:
+    """The bound in one piece: an offset in it is then the number of a channel."""
+    return None if bound is None else bound.contiguous()
+
+
 def forward(
     backend: Backend,
     launch: Launch,
@@ -170,6 +177,7 @@ def forward(
     # Half of the time of a small call is Python's: the key is flat, and rare arguments cost nothing when absent.
     rare = None
     if shift is not None or mask is not None or bound is not None:
+        bound = _dense(bound)
         rare = (_layout(shift), _layout(mask), _layout(bound))
     key = (
         backend, form, passive, inverse, x.shape, x.stride(), x.dtype, raw.shape, raw.stride(), raw.dtype, rare
@@ -214,6 +222,7 @@ def backward(
     grad_x = allocate_like(saved) if wanted[0] else None
     grad_raw = allocate_like(raw) if wanted[1] else None
     grad_shift = allocate_like(raw) if paired and wanted[1] else None
+    bound = _dense(bound)
     grad_bound = torch.empty_like(bound) if wanted[2] else None
     rare = None
     if grad_y is None or grad_log_det is None or mask is not None or bound is not None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-from types import SimpleNamespace
+import sys
 from typing import NamedTuple
 
 import torch
@@ -87,10 +87,10 @@ class Tile(NamedTuple):
     """How events are cut."""
 
     rows: int
-    columns: int
+    columns: int  # of active elements
     passive_columns: int
-    chunk: int  # columns of a row that one program handles, a multiple of both widths
-    chunks: int
+    steps: int  # tiles of a row that one program handles, one after the other
+    chunks: int  # programs for a row
     warps: int
 
 
@@ -125,29 +125,40 @@ def _at(pointer, view, row, column, SIZE: tl.constexpr):
 @triton.jit
 def _rows(tile, ROWS: tl.constexpr):
     """The row numbers of a tile, down."""
-    return (tile.to(tl.int64) * ROWS + tl.arange(0, ROWS))[:, None]
+    return (tl.cast(tile, tl.int64) * ROWS + tl.arange(0, ROWS))[:, None]
 
 
 @triton.jit
-def _columns(chunk, start, COLUMNS: tl.constexpr, K: tl.constexpr):
-    """The column numbers of one tile of a chunk, across."""
+def _columns(chunk, step, COLUMNS: tl.constexpr, K: tl.constexpr):
+    """The column numbers of a tile, across."""
     if K.wide:
         chunk = chunk.to(tl.int64)
-    return (chunk * K.tile.chunk + start + tl.arange(0, COLUMNS))[None, :]
+    return ((chunk * K.tile.steps + step) * COLUMNS + tl.arange(0, COLUMNS))[None, :]
 
 
 @triton.jit
-def _copy_passive(source_ptr, source, target_ptr, target, row, live, chunk, K: tl.constexpr):
-    """Copy the elements beside the active ones; without a source they become 0."""
-    size: tl.constexpr = K.passive[0] * K.passive[1] * K.passive[2]
-    length: tl.constexpr = min(size, K.tile.chunk)
-    for start in range(0, length, K.tile.passive_columns):
-        column = _columns(chunk, start, K.tile.passive_columns, K)
-        ok = live & (column < size)
-        value = tl.zeros(ok.shape, target_ptr.dtype.element_ty)
-        if source_ptr is not None:
-            value = tl.load(_at(source_ptr, source, row, column, K.passive), ok)
-        tl.store(_at(target_ptr, target, row, column, K.passive), value, ok)
+def _passive_columns(live, chunk, step, K: tl.constexpr):
+    """The column numbers of a tile of passive elements, and which elements of it there are."""
+    column = _columns(chunk, step, K.tile.passive_columns, K)
+    return column, live & (column < K.passive[0] * K.passive[1] * K.passive[2])
+
+
+@triton.jit
+def _load_passive(pointer, view, row, live, chunk, step, DTYPE: tl.constexpr, K: tl.constexpr):
+    """A tile of the elements beside the active ones; 0 where there is no tensor."""
+    column, ok = _passive_columns(live, chunk, step, K)
+    if pointer is None or K.passive[2] == 0:
+        return tl.zeros(ok.shape, DTYPE)
+    else:
+        return tl.load(_at(pointer, view, row, column, K.passive), ok)
+
+
+@triton.jit
+def _store_passive(pointer, view, value, row, live, chunk, step, K: tl.constexpr):
+    """Store what `_load_passive` gave. It is loaded before the active elements are computed, so as not to wait twice."""
+    if K.passive[2] > 0:
+        column, ok = _passive_columns(live, chunk, step, K)
+        tl.store(_at(pointer, view, row, column, K.passive), value, ok)
 
 
 @triton.jit
@@ -260,7 +271,7 @@ def _slope(s, c, inverse_c, FORM: tl.constexpr):
         return zero + 1.0, zero
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def affine_coupling_forward_kernel(
     x_ptr,
     scale_ptr,
@@ -281,12 +292,12 @@ def affine_coupling_forward_kernel(
     row = _rows(tl.program_id(0) // tile.chunks, tile.rows)
     live = row < rows
     total = tl.zeros((tile.rows, tile.columns), dtype)
-    length: tl.constexpr = min(active, tile.chunk)
-    for start in range(0, length, tile.columns):
-        column = _columns(chunk, start, tile.columns, K)
+    for step in range(tile.steps):
+        column = _columns(chunk, step, tile.columns, K)
         inside = column < active
         ok = live & inside
         counted = ok
+        beside = _load_passive(x_ptr, views.x_passive, row, live, chunk, step, x_ptr.dtype.element_ty, K)
         kept = tl.load(_at(x_ptr, views.x, row, column, K.active), ok)
         z = kept.to(dtype)
         t = tl.load(_at(shift_ptr, views.shift, row, column, K.active), ok).to(dtype) * form.shift_factor
@@ -304,8 +315,8 @@ def affine_coupling_forward_kernel(
             value = tl.where(masked, kept, value)
             counted = ok & (masked == 0)
         tl.store(_at(y_ptr, views.y, row, column, K.active), value, ok)
+        _store_passive(y_ptr, views.y_passive, beside, row, live, chunk, step, K)
         total += tl.where(counted, log_m, 0.0)
-    _copy_passive(x_ptr, views.x_passive, y_ptr, views.y_passive, row, live, chunk, K)
     tl.store(log_det_ptr + row * tile.chunks + chunk, tl.sum(total, 1)[:, None], live)
 
 
@@ -336,6 +347,7 @@ def _backward_tile(
     inside = column < active
     ok = live & inside
     counted = ok
+    beside = _load_passive(grad_y_ptr, views.grad_y_passive, row, live, chunk, 0, saved_ptr.dtype.element_ty, K)
     kept = tl.zeros(ok.shape, saved_ptr.dtype.element_ty)
     if grad_y_ptr is not None:
         kept = tl.load(_at(grad_y_ptr, views.grad_y, row, column, K.active), ok)
@@ -367,7 +379,7 @@ def _backward_tile(
         counted = ok & (masked == 0)
     if grad_x_ptr is not None:
         tl.store(_at(grad_x_ptr, views.grad_x, row, column, K.active), gradient, ok)
-        _copy_passive(grad_y_ptr, views.grad_y_passive, grad_x_ptr, views.grad_x_passive, row, live, chunk, K)
+        _store_passive(grad_x_ptr, views.grad_x_passive, beside, row, live, chunk, 0, K)
     if grad_scale_ptr is not None:
         value = grad_s.to(grad_scale_ptr.dtype.element_ty)
         tl.store(_at(grad_scale_ptr, views.grad_scale, row, column, K.active), value, ok)
@@ -377,7 +389,7 @@ def _backward_tile(
     return tl.where(counted, grad_c, 0.0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "tiles_per_group"])
 def affine_coupling_backward_kernel(
     grad_y_ptr,
     grad_log_det_ptr,
@@ -421,7 +433,7 @@ def affine_coupling_backward_kernel(
         tl.store(target, tl.sum(total, 0)[None, :], column < active)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["outer", "kept"])
 def sum_partials_kernel(
     partial_ptr,
     sum_ptr,
@@ -456,17 +468,15 @@ def tile(active: int, passive: int, itemsize: int, whole_row: bool) -> Tile:
     up to `_WHOLE_ROW` elements stays in one program, which can then sum it.
     """
     width = max(active, passive, 1)
+    rows, columns, warps = 1, 1024, 4
     if width <= 512:
-        rows = max(1, (1024 if itemsize == 2 else 512) // _power_of_two(width))
-        columns, chunk, warps = 512, 512, 4
-    elif whole_row:
-        rows = 1
-        columns, warps = (1024, 4) if width <= 4096 else (2048, 8)
-        chunk = _power_of_two(width) if width <= _WHOLE_ROW else _CHUNK
-    else:
-        rows, columns, chunk, warps = 1, 1024, 1024, 4
+        rows, columns = max(1, (1024 if itemsize == 2 else 512) // _power_of_two(width)), 512
+    elif whole_row and width > 4096:
+        columns, warps = 2048, 8
     fit = [min(columns, _power_of_two(n)) for n in (active, passive)]
-    return Tile(rows, *fit, chunk, _cdiv(width, chunk), warps)
+    steps = _cdiv(width if width <= _WHOLE_ROW else _CHUNK, columns) if whole_row else 1
+    chunks = max(1, *(_cdiv(n, steps * c) for n, c in zip((active, passive), fit)))
+    return Tile(rows, *fit, steps, chunks, warps)
 
 
 def _view(plan: list[int] | None, size: list[int]) -> View | None:
@@ -501,11 +511,15 @@ class _Kernel:
         if aligned and (compiled := self.compiled.get(device.index)) is not None:
             compiled[self.grid](*tensors, *self.arguments)
             return
-        # Contraction to FMA is on by default up to Triton 3.9 and off after it.
-        options = {"num_warps": self.warps, "enable_fp_fusion": True}
-        compiled = self.kernel[self.grid](*tensors, *self.arguments, **options)
+        compiled = self.run(*tensors)
         if aligned:
             self.compiled[device.index] = compiled
+
+    def run(self, *tensors: Tensor | None, warmup: bool = False) -> object | None:
+        """Compile if need be and launch, or with `warmup` compile only; returns what was compiled, if anything was."""
+        # Contraction to FMA is on by default up to Triton 3.9 and off after it.
+        options = {"num_warps": self.warps, "enable_fp_fusion": True}
+        return self.kernel.run(*tensors, *self.arguments, grid=self.grid, warmup=warmup, **options)
 
 
 def _sum_partials(outer: int, kept: int, inner: int) -> _Kernel:
@@ -569,7 +583,7 @@ class AffineForward:
         if self.partials is None:
             self.main(device, *tensors)
             return
-        partials = log_det.new_empty(self.partials)
+        partials = torch.empty(self.partials, dtype=log_det.dtype, device=device)
         self.main(device, *others, partials)
         self.finish(device, partials, log_det)
 
@@ -582,14 +596,14 @@ class AffineBackward:
         names = ("grad_y", "saved", "scale", "mask", "bound_view", "grad_x", "grad_scale", "grad_shift")
         views = self.common.views((*names, "grad_y_passive", "grad_x_passive"))
         self.views = BackwardViews(*views, tl.constexpr(grad_log_det_stride))
-        self.bound_view = plan.get("bound_view")
+        self.bound_view, self.channels = plan.get("bound_view"), plan["channels"]
 
     def __call__(self, device: torch.device, *tensors: Tensor | None) -> None:
         *others, grad_bound = tensors
         if grad_bound is None:
             self._elementwise(device, *others, None)
             return
-        partials = grad_bound.new_empty(self._groups, self.common.columns)
+        partials = torch.empty(self._groups, self.common.columns, dtype=grad_bound.dtype, device=device)
         main, finish = self._reducing
         main(device, *others, partials)
         finish(device, partials, grad_bound)
@@ -611,16 +625,14 @@ class AffineBackward:
 
     @functools.cached_property
     def _reducing(self) -> tuple[_Kernel, _Kernel]:
-        size, strides = self.common.constants.active, self.bound_view[2:]
-        channel = next((d for d in range(3) if strides[d]), None)
-        kept = 1 if channel is None else size[channel]
-        inner = math.prod(size if channel is None else size[channel + 1 :])
-        outer = self._groups * (1 if channel is None else math.prod(size[:channel]))
         main = self._main(self._groups, _cdiv(self.common.row_tiles, max(1, self._groups)))
-        return main, _sum_partials(outer, kept, inner)
+        size = self.common.constants.active
+        channel = next((d for d in range(3) if self.bound_view[2 + d]), -1)  # -1: at most one channel, or no elements
+        outer = self._groups * math.prod(size[: max(channel, 0)]) if self.common.columns else 0
+        return main, _sum_partials(outer, self.channels, math.prod(size[channel + 1 :]))
 
 
-_BACKEND = SimpleNamespace(AffineForward=AffineForward, AffineBackward=AffineBackward)
+_BACKEND = sys.modules[__name__]  # as native.py passes a compiled module
 
 
 def _launch(plan: AffineForward | AffineBackward, device: torch.device, *tensors: Tensor | None) -> None:

@@ -1,0 +1,84 @@
+"""Fixtures for all tests: the backends of this process, and memory that shows what a kernel forgets or oversteps."""
+
+from __future__ import annotations
+
+import contextlib
+
+import pytest
+import torch
+
+from flowkernels import backends
+
+from .emulation.build import emulated_cuda  # noqa: F401  a fixture
+
+
+def process_backends() -> list[str]:
+    """The kernel backends that this process can test on CPU tensors.
+
+    Triton's mode is fixed when a kernel is decorated, so a process either interprets or it does not.
+    """
+    if backends.interpreting():
+        return ["triton"]
+    return ["cpu", "cuda"]
+
+
+@pytest.fixture(params=process_backends())
+def backend(request) -> str:
+    """A kernel backend, in force during the test. The CUDA one runs in the emulation."""
+    name = request.param
+    if name == "cuda":
+        request.getfixturevalue("emulated_cuda")
+    elif backends.problem(backends.NAMES.index(name), "cpu"):
+        pytest.fail(f"{name} is not built here: {backends.problem(backends.NAMES.index(name), 'cpu')}")
+    return name
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+class GuardedMemory:
+    """Stands in for torch.empty_like and torch.empty: memory full of NaN, with a strip before and after it."""
+
+    STRIP = 64
+
+    def __init__(self) -> None:
+        self.storages: list[torch.Tensor] = []
+
+    def _allocate(self, shape, stride, dtype) -> torch.Tensor:
+        size = sum((n - 1) * s for n, s in zip(shape, stride)) + 1 if all(shape) else 0
+        storage = torch.full((size + 2 * self.STRIP,), float("nan"), dtype=dtype)
+        self.storages.append(storage)
+        return storage.as_strided(shape, stride, self.STRIP)
+
+    def empty_like(self, like, memory_format=torch.preserve_format):
+        model = torch._C._VariableFunctions.empty_like(like, memory_format=memory_format)
+        return self._allocate(model.shape, model.stride(), like.dtype)
+
+    def empty(self, *size, dtype=None, device=None):
+        model = torch._C._VariableFunctions.empty(*size, dtype=dtype)
+        if not dtype.is_floating_point:
+            return model
+        return self._allocate(model.shape, model.stride(), dtype)
+
+    def check(self) -> None:
+        for storage in self.storages:
+            assert storage[: self.STRIP].isnan().all(), "written before the start of a buffer"
+            assert storage[-self.STRIP :].isnan().all(), "written past the end of a buffer"
+
+
+@pytest.fixture
+def guarded(monkeypatch):
+    """A context in which everything that an op allocates is poisoned and fenced."""
+
+    @contextlib.contextmanager
+    def context():
+        memory = GuardedMemory()
+        with monkeypatch.context() as patch:
+            patch.setattr(torch, "empty_like", memory.empty_like)
+            patch.setattr(torch, "empty", memory.empty)
+            yield memory
+        memory.check()
+
+    return context
