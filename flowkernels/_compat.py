@@ -10,12 +10,18 @@ _PLAIN = frozenset((Tensor, torch.nn.Parameter, torch.nn.Buffer, type(None)))
 
 
 def inside_transform() -> bool:
-    """Whether a functorch transform (vmap, grad, jvp, ...) or a forward-mode level is active, outside torch.compile.
+    """Whether a functorch transform (vmap, grad, jvp, ...) or a forward-mode level is active.
 
     A registered operator is silently wrong under jacfwd and raises under jacrev and vmap(grad), so the reference
     formula runs there instead.
     """
     return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
+
+
+@torch.compiler.assume_constant_result
+def tracing_inside_transform() -> bool:
+    """`inside_transform` while torch.compile traces: evaluated, because Dynamo takes the stack it sees for a value."""
+    return inside_transform()
 
 
 def plain_eager(*tensors: Tensor | None) -> bool:

@@ -199,7 +199,7 @@ def log_sigmoid(x):
 @triton.jit
 def softplus(x):
     """log(1 + e^x)."""
-    return tl.where(0.0 < x, x, 0.0) + log1p_unit(exp(-tl.abs(x)))
+    return tl.where(x > 0.0, x, 0.0) + log1p_unit(exp(-tl.abs(x)))
 
 
 @triton.jit

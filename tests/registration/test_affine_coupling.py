@@ -202,6 +202,38 @@ def test_transforms_agree_with_autograd(backend):
         assert torch.allclose(tangent, expected[0].sum())
 
 
+TRANSFORMS = {
+    "jacrev": torch.func.jacrev,
+    "jacfwd": torch.func.jacfwd,
+    "hessian": torch.func.hessian,
+    "grad": torch.func.grad,
+    "jvp": lambda f: lambda x: torch.func.jvp(f, (x,), (x,))[1],
+}
+
+
+@pytest.mark.parametrize("inside", [True, False], ids=["inside", "outside"])
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_transforms_with_compile(backend, name, inside):
+    """A registered operator under jacfwd is silently wrong; Dynamo takes the transform stack for a value."""
+    torch._dynamo.reset()
+    raw = torch.randn(3, 6, dtype=torch.float64)
+
+    def loss(x):
+        y, log_det = fk.affine_coupling(x, x.repeat(1, 2) * raw, form=FORM)
+        return (y**2).sum() + log_det.sum()
+
+    transform = TRANSFORMS[name]
+    x = torch.randn(3, 3, dtype=torch.float64)
+    with fk.backend(backend):
+        if inside:
+            compiled = torch.compile(transform(loss), fullgraph=True, backend="aot_eager")
+        else:
+            plain = torch.compile(loss, backend="aot_eager")
+            plain(x)
+            compiled = transform(plain)
+        assert torch.allclose(compiled(x), transform(loss)(x))
+
+
 def test_export_with_a_dynamic_batch(backend):
     class Coupling(torch.nn.Module):
         def forward(self, x, raw):

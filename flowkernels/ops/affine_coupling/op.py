@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ... import backends
-from ..._compat import inside_transform, plain_eager
+from ..._compat import inside_transform, plain_eager, tracing_inside_transform
 from .. import registration
 from ..layout import allocate_like, allocate_log_det
 from . import native, reference
@@ -220,7 +220,8 @@ def affine_coupling(
     request = backends.requested()
     number = backends.resolve(request, x.device)
     compiling = torch.compiler.is_compiling()
-    if number == backends.REFERENCE or (not compiling and inside_transform()):
+    transforming = tracing_inside_transform() if compiling else inside_transform()
+    if number == backends.REFERENCE or transforming:
         check(x, raw, shift, mask, bound, form, passive)
         return reference.forward(x, raw, shift, mask, bound, form, passive, inverse)
     if compiling or not plain_eager(x, raw, shift, mask, bound):

@@ -132,9 +132,7 @@ def _backward_views(
     grads = raw if grad_raw is None else grad_raw
     named = [("grad_x", like), ("grad_y", like if grad_y is None else grad_y), ("saved", saved)]
     raw_views = [
-        (name, view, base)
-        for name, view, base in _raw_views("", raw, raw if paired else None, form)
-        if name == "scale"
+        (name, view, base) for name, view, base in _raw_views("", raw, raw if paired else None, form) if name == "scale"
     ]
     raw_views += _raw_views("grad_", grads, (raw if grad_shift is None else grad_shift) if paired else None, form)
     return _common(named, raw_views, mask, bound, form, passive, inverse)

@@ -155,7 +155,7 @@ def _load_passive(pointer, view, row, live, chunk, step, DTYPE: tl.constexpr, K:
 
 @triton.jit
 def _store_passive(pointer, view, value, row, live, chunk, step, K: tl.constexpr):
-    """Store what `_load_passive` gave. It is loaded before the active elements are computed, so as not to wait twice."""
+    """Store what `_load_passive` gave; it is loaded before anything is computed, so as not to wait twice."""
     if K.passive[2] > 0:
         column, ok = _passive_columns(live, chunk, step, K)
         tl.store(_at(pointer, view, row, column, K.passive), value, ok)
@@ -219,10 +219,7 @@ def _multiplier(s, c, inverse_c, FORM: tl.constexpr):
         return tm.exp(log_m), log_m
     else:
         a = _direct_scale(s, FORM)
-        if FORM.map == "sigmoid":
-            log_a = tm.log_sigmoid(s + FORM.first)
-        else:
-            log_a = tm.log(tl.abs(a))
+        log_a = tm.log_sigmoid(s + FORM.first) if FORM.map == "sigmoid" else tm.log(tl.abs(a))
         if FORM.divide:
             return tm.reciprocal(a), -log_a
         else:
@@ -542,9 +539,10 @@ class _Plan:
 
     def _form(self) -> Form:
         plan = self._plan
-        number = plan["map"]
+        logarithmic = plan["map"] <= SCALE_MAP_IDS["softclip"]
         bound, *numbers = (float(plan[n]) for n in ("bound", "first", "second", "scale_factor", "shift_factor"))
-        return Form(_MAPS[number], number <= SCALE_MAP_IDS["softclip"], plan["divide"], plan["shift_first"], bound, 1 / bound, *numbers)
+        flags = (logarithmic, plan["divide"], plan["shift_first"])
+        return Form(_MAPS[plan["map"]], *flags, bound, 1 / bound, *numbers)
 
     def _size(self, name: str) -> list[int]:
         return self._plan["passive" if name.endswith("_passive") else "active"]
@@ -558,7 +556,6 @@ class _Plan:
         return max(spans) >= 2**31
 
     def views(self, names: tuple[str, ...]) -> list[View | None]:
-        """The views of this plan; the mask's and the bound's have a field and a view of different names."""
         return [_view(self._plan.get(name), self._size(name)) for name in names]
 
 
@@ -567,7 +564,8 @@ class AffineForward:
 
     def __init__(self, **plan: object) -> None:
         common = _Plan(plan, whole_row=True)
-        views = ForwardViews(*common.views(("x", "scale", "shift", "mask", "bound_view", "y", "x_passive", "y_passive")))
+        names = ("x", "scale", "shift", "mask", "bound_view", "y", "x_passive", "y_passive")
+        views = ForwardViews(*common.views(names))
         chunks = common.tile.chunks
         self.partials = (common.rows, chunks) if chunks > 1 else None
         self.main = _Kernel(
