@@ -7,6 +7,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from ... import backends
 from ..._compat import current_stream
 from . import plan as plans
 
@@ -25,18 +26,18 @@ def _launch_on_cpu(plan: object, device: torch.device, *tensors: Tensor | None) 
     plan(*map(_address, tensors), 0, 0, 0)
 
 
-def _launcher(module: ModuleType) -> plans.Launch:
-    return _launch if hasattr(module, "architectures") else _launch_on_cpu
+def _runner(number: int) -> tuple[ModuleType, plans.Launch]:
+    return backends.native_module(number), _launch_on_cpu if number == backends.CPU else _launch
 
 
-def forward(module: ModuleType, *arguments) -> tuple[Tensor, Tensor]:
-    """`reference.forward` in one launch, or two where a row is split."""
-    return plans.forward(module, _launcher(module), *arguments)
+def forward(number: int, *arguments) -> tuple[Tensor, Tensor]:
+    """`reference.forward` by backend `number`, in one launch, or two where a row is split."""
+    return plans.forward(*_runner(number), *arguments)
 
 
-def backward(module: ModuleType, *arguments) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
-    """`reference.backward` in one launch, or two where something is reduced over the batch.
+def backward(number: int, *arguments) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+    """`reference.backward` by backend `number`, in one launch, or two where something is reduced over the batch.
 
     The last argument says which of (x, raw and shift, bound) need a gradient; the others are None.
     """
-    return plans.backward(module, _launcher(module), *arguments)
+    return plans.backward(*_runner(number), *arguments)

@@ -47,7 +47,7 @@ def _run_forward_on(number: int, x, raw, shift, mask, bound, form: AffineForm, p
         from . import triton
 
         return triton.forward(x, raw, shift, mask, bound, form, passive, inverse)
-    return native.forward(backends.native_module(number), x, raw, shift, mask, bound, form, passive, inverse)
+    return native.forward(number, x, raw, shift, mask, bound, form, passive, inverse)
 
 
 def _run_backward(
@@ -77,7 +77,7 @@ def _run_backward_on(number: int, *arguments):
         from . import triton
 
         return triton.backward(*arguments)
-    return native.backward(backends.native_module(number), *arguments)
+    return native.backward(number, *arguments)
 
 
 def _reference_backward(grad_y, grad_log_det, saved, raw, paired, mask, bound, form, passive, inverse, wanted):
@@ -228,6 +228,11 @@ def affine_coupling(
         return torch.ops.flowkernels.affine_coupling.default(
             x, raw, shift, mask, bound, form.spec, passive, inverse, request
         )
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, raw, shift, bound)):
+    if torch.is_grad_enabled() and (
+        x.requires_grad
+        or raw.requires_grad
+        or (shift is not None and shift.requires_grad)
+        or (bound is not None and bound.requires_grad)
+    ):
         return _AffineCoupling.apply(x, raw, shift, bound, (mask, form, passive, inverse, number))
     return _run_forward_on(number, x, raw, shift, mask, bound, form, passive, inverse)

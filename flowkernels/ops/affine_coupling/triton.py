@@ -12,7 +12,7 @@ import contextlib
 import functools
 import math
 import sys
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -102,6 +102,7 @@ class Constants(NamedTuple):
     active: tuple[int, int, int]
     passive: tuple[int, int, int]
     wide: bool  # whether offsets inside a row need 64 bits
+    pairs: str  # how the gradients of scale and shift alternate in memory: "shift_scale", "scale_shift", "" if not
 
 
 @triton.jit
@@ -318,6 +319,15 @@ def affine_coupling_forward_kernel(
 
 
 @triton.jit
+def _store_pairs(pointer, view, first, second, row, live, chunk, K: tl.constexpr):
+    """Store two gradients that alternate in memory. One after the other, each would write every other element, and
+    so every sector twice; reads have a cache that makes good for it."""
+    column = _columns(chunk, 0, 2 * K.tile.columns, K)
+    both = tl.reshape(tl.join(first, second), (K.tile.rows, 2 * K.tile.columns))
+    tl.store(pointer + (view.offset + row * view.row) + column, both, live & (column < 2 * K.active[2]))
+
+
+@triton.jit
 def _backward_tile(
     grad_y_ptr,
     grad_log_det_ptr,
@@ -377,12 +387,17 @@ def _backward_tile(
     if grad_x_ptr is not None:
         tl.store(_at(grad_x_ptr, views.grad_x, row, column, K.active), gradient, ok)
         _store_passive(grad_x_ptr, views.grad_x_passive, beside, row, live, chunk, 0, K)
-    if grad_scale_ptr is not None:
-        value = grad_s.to(grad_scale_ptr.dtype.element_ty)
-        tl.store(_at(grad_scale_ptr, views.grad_scale, row, column, K.active), value, ok)
     if grad_shift_ptr is not None:
-        value = grad_t.to(grad_shift_ptr.dtype.element_ty)
-        tl.store(_at(grad_shift_ptr, views.grad_shift, row, column, K.active), value, ok)
+        grad_s = grad_s.to(grad_shift_ptr.dtype.element_ty)
+        grad_t = grad_t.to(grad_shift_ptr.dtype.element_ty)
+        if K.pairs == "shift_scale":
+            _store_pairs(grad_shift_ptr, views.grad_shift, grad_t, grad_s, row, live, chunk, K)
+        elif K.pairs == "scale_shift":
+            _store_pairs(grad_scale_ptr, views.grad_scale, grad_s, grad_t, row, live, chunk, K)
+        else:
+            tl.store(_at(grad_shift_ptr, views.grad_shift, row, column, K.active), grad_t, ok)
+            if grad_scale_ptr is not None:
+                tl.store(_at(grad_scale_ptr, views.grad_scale, row, column, K.active), grad_s, ok)
     return tl.where(counted, grad_c, 0.0)
 
 
@@ -470,10 +485,10 @@ def tile(active: int, passive: int, itemsize: int, whole_row: bool) -> Tile:
         rows, columns = max(1, (1024 if itemsize == 2 else 512) // _power_of_two(width)), 512
     elif whole_row and width > 4096:
         columns, warps = 2048, 8
-    fit = [min(columns, _power_of_two(n)) for n in (active, passive)]
+    own, beside = (min(columns, _power_of_two(n)) for n in (active, passive))
     steps = _cdiv(width if width <= _WHOLE_ROW else _CHUNK, columns) if whole_row else 1
-    chunks = max(1, *(_cdiv(n, steps * c) for n, c in zip((active, passive), fit)))
-    return Tile(rows, *fit, steps, chunks, warps)
+    chunks = max(1, _cdiv(active, steps * own), _cdiv(passive, steps * beside))
+    return Tile(rows, own, beside, steps, chunks, warps)
 
 
 def _view(plan: list[int] | None, size: list[int]) -> View | None:
@@ -496,10 +511,10 @@ class _Kernel:
     that are all aligned it is remembered here, one per device.
     """
 
-    def __init__(self, kernel, programs: int, arguments: tuple, warps: int) -> None:
+    def __init__(self, kernel: Any, programs: int, arguments: tuple, warps: int) -> None:
         self.kernel, self.arguments, self.warps = kernel, arguments, warps
         self.grid = (programs, 1, 1)
-        self.compiled: dict[int | None, object] = {}
+        self.compiled: dict[int | None, Any] = {}
 
     def __call__(self, device: torch.device, *tensors: Tensor | None) -> None:
         if not self.grid[0]:
@@ -512,7 +527,7 @@ class _Kernel:
         if aligned:
             self.compiled[device.index] = compiled
 
-    def run(self, *tensors: Tensor | None, warmup: bool = False) -> object | None:
+    def run(self, *tensors: Tensor | None, warmup: bool = False) -> Any:
         """Compile if need be and launch, or with `warmup` compile only; returns what was compiled, if anything was."""
         # Contraction to FMA is on by default up to Triton 3.9 and off after it.
         options = {"num_warps": self.warps, "enable_fp_fusion": True}
@@ -527,15 +542,21 @@ def _sum_partials(outer: int, kept: int, inner: int) -> _Kernel:
 class _Plan:
     """The common part of a plan (AffinePlan), as the kernels want it."""
 
-    def __init__(self, plan: dict[str, object], whole_row: bool) -> None:
+    def __init__(self, plan: dict[str, Any], whole_row: bool) -> None:
         self._plan = plan
-        self.rows, *active = plan["active"]
-        passive = plan["passive"][1:]
+        self.rows = plan["active"][0]
+        active, passive = plan["active"][1:], plan["passive"][1:]
         itemsize = min(_ITEMSIZES[plan["x_dtype"]], _ITEMSIZES[plan["raw_dtype"]])
         self.columns = math.prod(active)
         self.tile = tile(self.columns, math.prod(passive), itemsize, whole_row)
         self.row_tiles = _cdiv(self.rows, self.tile.rows)
-        self.constants = Constants(self._form(), self.tile, tuple(active), tuple(passive), self._wide())
+        self.constants = Constants(self._form(), self.tile, tuple(active), tuple(passive), self._wide(), self._pairs())
+
+    def _pairs(self) -> str:
+        scale, shift = (self._plan.get(name) for name in ("grad_scale", "grad_shift"))
+        if scale is None or scale[1:] != shift[1:] or scale[2:] != [0, 0, 2]:
+            return ""
+        return {1: "shift_scale", -1: "scale_shift"}.get(scale[0] - shift[0], "")
 
     def _form(self) -> Form:
         plan = self._plan
@@ -562,10 +583,10 @@ class _Plan:
 class AffineForward:
     """A forward plan; takes the tensors of AffineForwardCall."""
 
-    def __init__(self, **plan: object) -> None:
+    def __init__(self, **plan: Any) -> None:
         common = _Plan(plan, whole_row=True)
         names = ("x", "scale", "shift", "mask", "bound_view", "y", "x_passive", "y_passive")
-        views = ForwardViews(*common.views(names))
+        views = ForwardViews._make(common.views(names))
         chunks = common.tile.chunks
         self.partials = (common.rows, chunks) if chunks > 1 else None
         self.main = _Kernel(
@@ -577,10 +598,11 @@ class AffineForward:
         self.finish = _sum_partials(1, common.rows, chunks)
 
     def __call__(self, device: torch.device, *tensors: Tensor | None) -> None:
-        *others, log_det = tensors
         if self.partials is None:
             self.main(device, *tensors)
             return
+        *others, log_det = tensors
+        assert log_det is not None
         partials = torch.empty(self.partials, dtype=log_det.dtype, device=device)
         self.main(device, *others, partials)
         self.finish(device, partials, log_det)
@@ -589,11 +611,11 @@ class AffineForward:
 class AffineBackward:
     """A backward plan; takes the tensors of AffineBackwardCall."""
 
-    def __init__(self, grad_log_det_stride: int, **plan: object) -> None:
+    def __init__(self, grad_log_det_stride: int, **plan: Any) -> None:
         self.common = _Plan(plan, whole_row=False)
         names = ("grad_y", "saved", "scale", "mask", "bound_view", "grad_x", "grad_scale", "grad_shift")
         views = self.common.views((*names, "grad_y_passive", "grad_x_passive"))
-        self.views = BackwardViews(*views, tl.constexpr(grad_log_det_stride))
+        self.views = BackwardViews._make((*views, tl.constexpr(grad_log_det_stride)))
         self.bound_view, self.channels = plan.get("bound_view"), plan["channels"]
 
     def __call__(self, device: torch.device, *tensors: Tensor | None) -> None:
