@@ -76,6 +76,8 @@ def _load(name: str) -> ModuleType | str:
     try:
         return importlib.import_module(f"flowkernels.{name}")
     except ImportError as error:
+        if "FLOWKERNELS_ISA" in str(error):  # a setting that cannot be met is an error, not a reason to fall back
+            raise ValueError(str(error)) from None
         missing = isinstance(error, ModuleNotFoundError) and error.name == f"flowkernels.{name}"
         return "it was not built" if missing else f"it cannot be loaded: {error}"
 
@@ -151,9 +153,7 @@ def _resolve(request: int, device: torch.device) -> int:
         if problem(request, device.type, device.index) is None:
             return request
         lines = [f"  {name}: {why or 'available'}" for name, why in problems(device).items()]
-        raise BackendError(
-            f"backend {NAMES[request]!r} was requested and cannot run on {device}:\n" + "\n".join(lines)
-        )
+        raise BackendError(f"backend {NAMES[request]!r} was requested and cannot run on {device}:\n" + "\n".join(lines))
     for number in PREFERENCE.get(device.type, (REFERENCE,)):
         if problem(number, device.type, device.index) is None:
             return number

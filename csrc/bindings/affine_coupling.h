@@ -54,8 +54,7 @@ inline AffinePlan affine_plan(const py::kwargs& a) {
 }
 
 inline AffineForwardPlan affine_forward_plan(const py::kwargs& a) {
-  return {affine_plan(a),           view(a, "x"),          view(a, "y"), view(a, "shift"), view(a, "x_passive"),
-          view(a, "y_passive")};
+  return {affine_plan(a), view(a, "x"), view(a, "y"), view(a, "shift"), view(a, "x_passive"), view(a, "y_passive")};
 }
 
 inline AffineBackwardPlan affine_backward_plan(const py::kwargs& a) {
@@ -98,10 +97,9 @@ void bind_affine_coupling(py::module_& module) {
           [](const AffineBackwardPlan& plan, Address grad_y, Address grad_log_det, Address saved, Address scale,
              Address mask, Address bound, Address grad_x, Address grad_scale, Address grad_shift, Address grad_bound,
              Address workspace, int device, Address stream) {
-            const AffineBackwardCall call{input(grad_y),      input(grad_log_det), input(saved),
-                                          input(scale),       input(mask),         input(bound),
-                                          output(grad_x),     output(grad_scale),  output(grad_shift),
-                                          output(grad_bound)};
+            const AffineBackwardCall call{input(grad_y),      input(grad_log_det), input(saved),   input(scale),
+                                          input(mask),        input(bound),        output(grad_x), output(grad_scale),
+                                          output(grad_shift), output(grad_bound)};
             py::gil_scoped_release released;
             Module::backward(plan, call, output(workspace), device, output(stream));
           },

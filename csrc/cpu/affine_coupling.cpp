@@ -10,7 +10,8 @@
 namespace flowkernels::cpu::FLOWKERNELS_ISA {
 namespace {
 
-constexpr int64_t kBoundParts = 64;  // partial gradients of a learned bound; fixed, so that sums never depend on threads
+constexpr int64_t kBoundParts =
+    64;  // partial gradients of a learned bound; fixed, so that sums never depend on threads
 
 constexpr double kZero = 0;
 
@@ -98,10 +99,10 @@ void backward_tile(int64_t count, const T* __restrict grad_y, const T* __restric
   const T* __restrict inverse_c = bounds.inverse_c;
 #pragma omp simd
   for (int64_t i = 0; i < count; ++i) {
-    const AffineGradient<T> gradient = affine_backward<map>(
-        grad_y[i], grad_log_det[i], map == ScaleMap::additive ? T(0) : saved[i],
-        map == ScaleMap::additive ? T(0) : s[i], has_bound(map) ? c[i] : T(1), has_bound(map) ? inverse_c[i] : T(1), k,
-        divide, shift_first);
+    const AffineGradient<T> gradient =
+        affine_backward<map>(grad_y[i], grad_log_det[i], map == ScaleMap::additive ? T(0) : saved[i],
+                             map == ScaleMap::additive ? T(0) : s[i], has_bound(map) ? c[i] : T(1),
+                             has_bound(map) ? inverse_c[i] : T(1), k, divide, shift_first);
     grad_x[i] = gradient.x;
     grad_s[i] = gradient.raw_scale;
     grad_t[i] = gradient.raw_shift;
@@ -150,8 +151,8 @@ void backward_one(const AffineBackwardPlan& plan, const AffineBackwardCall& call
                   BackwardScratch<T>& scratch) {
   const AffinePlan& common = plan.common;
   const int64_t count = tile.elements();
-  const T* grad_y = call.grad_y == nullptr ? scratch.grad_y
-                                           : load(plan.grad_y, call.grad_y, common.x_dtype, tile, scratch.grad_y);
+  const T* grad_y =
+      call.grad_y == nullptr ? scratch.grad_y : load(plan.grad_y, call.grad_y, common.x_dtype, tile, scratch.grad_y);
   const bool additive = common.map == ScaleMap::additive;
   const T* saved = additive ? nullptr : load(plan.saved, call.saved, common.x_dtype, tile, scratch.x);
   const T* s = additive ? nullptr : load(common.scale, call.scale, common.raw_dtype, tile, scratch.s);
@@ -200,8 +201,8 @@ void add_by_channel(const View& view, const Tile& tile, const T* terms, double* 
   for (int64_t i = 0; i < tile.size[0]; ++i) {
     for (int64_t j = 0; j < tile.size[1]; ++j) {
       for (int64_t k = 0; k < tile.size[2]; ++k, terms += inner) {
-        double* total = totals + (tile.start[1] + j) * view.stride[1] + (tile.start[2] + k) * view.stride[2] +
-                        tile.start[3] * step;
+        double* total =
+            totals + (tile.start[1] + j) * view.stride[1] + (tile.start[2] + k) * view.stride[2] + tile.start[3] * step;
         if (step == 0) {
           *total += sum(terms, inner);
         } else {
@@ -247,7 +248,8 @@ void sum_groups(int64_t groups, int64_t channels, const double* totals, T* grad_
 }
 
 void expect_large(void* output, const AffinePlan& plan) {
-  if (output != nullptr) advise_huge_pages(output, (elements(plan.active) + elements(plan.passive)) * size_of(plan.x_dtype));
+  if (output != nullptr)
+    advise_huge_pages(output, (elements(plan.active) + elements(plan.passive)) * size_of(plan.x_dtype));
 }
 
 template <class T>
@@ -305,8 +307,8 @@ void backward(const AffineBackwardPlan& plan, const AffineBackwardCall& call) {
     }
     if (call.grad_x != nullptr) {
       const bool missing = call.grad_y == nullptr;  // then the gradient is one zero, read everywhere
-      copy_passive(passive, missing ? View{} : plan.grad_y_passive, missing ? &kZero : call.grad_y,
-                   plan.grad_x_passive, call.grad_x, common.x_dtype);
+      copy_passive(passive, missing ? View{} : plan.grad_y_passive, missing ? &kZero : call.grad_y, plan.grad_x_passive,
+                   call.grad_x, common.x_dtype);
     }
   }
   if (call.grad_bound != nullptr) sum_groups(groups, common.channels, totals.values, static_cast<T*>(call.grad_bound));

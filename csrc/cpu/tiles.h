@@ -13,7 +13,7 @@ namespace flowkernels::cpu::FLOWKERNELS_ISA {
 namespace {
 
 constexpr int64_t kTile = 1024;
-constexpr int64_t kDirectRow = 128;  // rows at least this long are tiles of their own, which need no copy
+constexpr int64_t kDirectRow = 128;           // rows at least this long are tiles of their own, which need no copy
 constexpr int64_t kThreadedElements = 32768;  // below this, waking threads costs more than it saves
 
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -80,7 +80,9 @@ inline bool dense(const View& view, const Tile& tile) {
 }
 
 template <class T>
-inline T convert(T value, const T*) { return value; }
+inline T convert(T value, const T*) {
+  return value;
+}
 inline float convert(Half value, const float*) { return up(value); }
 inline float convert(BFloat16 value, const float*) { return up(value); }
 inline Half convert(float value, const Half*) { return down_half(value); }

@@ -16,19 +16,19 @@ namespace flowkernels {
 
 // The order is known to Python (flowkernels/ops/affine_coupling/form.py) and Triton by number.
 enum class ScaleMap : int32_t {
-  exp = 0,                // log a = s
-  tanh = 1,               // log a = c tanh(s / c)
-  tanh_scaled = 2,        // log a = c tanh(s)
-  atan = 3,               // log a = 0.636 c atan(s)
-  atan_legacy = 4,        // log a = 0.636 c atan(s / c)
-  sigmoid_centered = 5,   // log a = 2 c (sigmoid(s) - 1/2)
-  softclip = 6,           // log a = s / (1 + |s| / c)
-  sigmoid = 7,            // a = sigmoid(s + k)
-  sigmoid_floor = 8,      // a = sigmoid(s + k) + eps
-  softplus = 9,           // a = min(softplus(s) + eps, maximum)
-  exp_floor = 10,         // a = exp(ln(1 - eps) + s / 2) + eps
-  additive = 11,          // a = 1
-  given = 12,             // a = s, log |a|
+  exp = 0,               // log a = s
+  tanh = 1,              // log a = c tanh(s / c)
+  tanh_scaled = 2,       // log a = c tanh(s)
+  atan = 3,              // log a = 0.636 c atan(s)
+  atan_legacy = 4,       // log a = 0.636 c atan(s / c)
+  sigmoid_centered = 5,  // log a = 2 c (sigmoid(s) - 1/2)
+  softclip = 6,          // log a = s / (1 + |s| / c)
+  sigmoid = 7,           // a = sigmoid(s + k)
+  sigmoid_floor = 8,     // a = sigmoid(s + k) + eps
+  softplus = 9,          // a = min(softplus(s) + eps, maximum)
+  exp_floor = 10,        // a = exp(ln(1 - eps) + s / 2) + eps
+  additive = 11,         // a = 1
+  given = 12,            // a = s, log |a|
 };
 
 constexpr bool has_bound(ScaleMap map) { return map >= ScaleMap::tanh && map <= ScaleMap::softclip; }
@@ -37,8 +37,9 @@ constexpr bool has_bound(ScaleMap map) { return map >= ScaleMap::tanh && map <= 
 template <class F>
 FK_INLINE void with_map(ScaleMap map, F&& f) {
   switch (map) {
-#define FK_CASE(name) \
-  case ScaleMap::name: return f(std::integral_constant<ScaleMap, ScaleMap::name>{})
+#define FK_CASE(name)  \
+  case ScaleMap::name: \
+    return f(std::integral_constant<ScaleMap, ScaleMap::name>{})
     FK_CASE(exp);
     FK_CASE(tanh);
     FK_CASE(tanh_scaled);
@@ -60,10 +61,10 @@ FK_INLINE void with_map(ScaleMap map, F&& f) {
 // would bring double-precision instructions into a float kernel.
 template <class T>
 struct AffineConstants {
-  T first;           // k of sigmoid, eps of softplus, ln(1 - eps) of exp_floor
-  T second;          // eps of sigmoid_floor and exp_floor, maximum of softplus
-  T scale_factor;    // s = scale_factor * raw scale
-  T shift_factor;    // t = shift_factor * raw shift: the prescale, negative in an inverse
+  T first;         // k of sigmoid, eps of softplus, ln(1 - eps) of exp_floor
+  T second;        // eps of sigmoid_floor and exp_floor, maximum of softplus
+  T scale_factor;  // s = scale_factor * raw scale
+  T shift_factor;  // t = shift_factor * raw shift: the prescale, negative in an inverse
 };
 
 template <class T>
@@ -185,7 +186,8 @@ struct AffineGradient {
   T bound;
 };
 
-// `saved` is x of a scale-first element, y of a shift-first one: d log m / d(loss) = grad_y * (m x or y) + grad_log_det.
+// `saved` is x of a scale-first element, y of a shift-first one: d log m / d(loss) = grad_y * (m x or y) +
+// grad_log_det.
 template <ScaleMap map, class T>
 FK_INLINE AffineGradient<T> affine_backward(T grad_y, T grad_log_det, T saved, T raw_scale, T c, T inverse_c,
                                             const AffineConstants<T>& k, bool divide, bool shift_first) {
@@ -209,11 +211,11 @@ struct AffinePlan {
   bool shift_first;
   bool has_mask;
   bool has_bound_tensor;
-  double bound;              // where it is no tensor
+  double bound;  // where it is no tensor
   double first, second, scale_factor, shift_factor;
-  int64_t channels;          // length of the bound tensor
-  Extent active;             // the elements that are transformed, masked ones included
-  Extent passive;            // those beside them that are copied; size 0 where there are none
+  int64_t channels;              // length of the bound tensor
+  Extent active;                 // the elements that are transformed, masked ones included
+  Extent passive;                // those beside them that are copied; size 0 where there are none
   View scale, mask, bound_view;  // over `active`; no `scale` where the map is additive
 };
 

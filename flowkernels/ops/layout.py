@@ -36,9 +36,7 @@ def allocate_log_det(x: Tensor) -> Tensor:
     return torch.empty(x.shape[0], dtype=dtype, device=x.device)
 
 
-def coalesce(
-    sizes: Sequence[int], strides: Sequence[Sequence[int]], order: int
-) -> tuple[list[int], list[list[int]]]:
+def coalesce(sizes: Sequence[int], strides: Sequence[Sequence[int]], order: int) -> tuple[list[int], list[list[int]]]:
     """Sort and merge dimensions that several tensors share.
 
     Args:

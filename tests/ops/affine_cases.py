@@ -18,7 +18,11 @@ FORMS = [
     fk.AffineForm("exp_floor", eps=0.1, order="shift_first"),
     fk.AffineForm("given", order="shift_first", prescale=0.5),
     *(fk.AffineForm("tanh", bound=2.0, layout=layout, prescale=0.7) for layout in LAYOUTS),
-    *(fk.AffineForm("exp", order=order, reciprocal=r) for order in ("scale_first", "shift_first") for r in (0 == 1, True)),
+    *(
+        fk.AffineForm("exp", order=order, reciprocal=r)
+        for order in ("scale_first", "shift_first")
+        for r in (False, True)
+    ),
     *(fk.AffineForm("sigmoid", order=order, reciprocal=True) for order in ("scale_first", "shift_first")),
     *map(fk.AffineForm.normflows, ("exp", "sigmoid", "sigmoid_inv")),
     *map(fk.AffineForm.nflows, ("default", "general", "additive")),
@@ -28,17 +32,24 @@ FORMS = [
 ]
 
 DTYPES = [
-    *((x, raw) for x in (torch.float32, torch.float16, torch.bfloat16) for raw in (torch.float32, torch.float16, torch.bfloat16)),
+    *(
+        (x, raw)
+        for x in (torch.float32, torch.float16, torch.bfloat16)
+        for raw in (torch.float32, torch.float16, torch.bfloat16)
+    ),
     (torch.float64, torch.float64),
     (torch.float64, torch.float32),
 ]
+
+
+TANH = fk.AffineForm("tanh", bound=2.0)
 
 
 @dataclasses.dataclass(frozen=True)
 class Call:
     """One call: the form, x's shape, and how its elements are divided."""
 
-    form: fk.AffineForm = fk.AffineForm("tanh", bound=2.0)
+    form: fk.AffineForm = TANH
     shape: tuple[int, ...] = (5, 7)
     passive: int | None = None
     mask: str | None = None
@@ -189,7 +200,10 @@ BY_STRIDES = [
     for shape, passive in (((9, 12), 4), ((4, 6, 4, 5), -2))
     for strides in ("offset", "slice", "transposed", "expanded", "channels_last")
     if len(shape) == 4 or strides != "channels_last"
-    for form in (fk.AffineForm("tanh", bound=2.0), fk.AffineForm("exp", layout="interleaved_shift_scale", order="shift_first"))
+    for form in (
+        fk.AffineForm("tanh", bound=2.0),
+        fk.AffineForm("exp", layout="interleaved_shift_scale", order="shift_first"),
+    )
 ]
 
 ALL = [*BY_FORM, *BY_SHAPE, *BY_DIVISION, *BY_STRIDES]

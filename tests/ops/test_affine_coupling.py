@@ -10,10 +10,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import flowkernels as fk
+from flowkernels import backends
 from flowkernels.ops.affine_coupling import reference
 from flowkernels.tolerances import error, tolerance
 
 from .affine_cases import ALL, BY_DIVISION, BY_STRIDES, DTYPES, FORMS, SMALL, Call, cast, inputs
+
+EXAMPLES = 20 if backends.interpreting() else 60
 
 
 def evaluate(given_inputs, tensors, cotangents):
@@ -191,7 +194,7 @@ def test_outputs_have_the_promised_layout(backend):
     assert sliced.is_contiguous()
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_call(backend, data):
     form = data.draw(st.sampled_from(FORMS))
@@ -202,15 +205,23 @@ def test_any_call(backend, data):
     learned = form.bounded and data.draw(st.booleans())
     paired = form.scale != "additive" and data.draw(st.booleans())
     inverse = data.draw(st.booleans())
-    compare(backend, Call(form, shape, passive, mask, paired, learned, inverse, strides), *data.draw(st.sampled_from(DTYPES)))
+    compare(
+        backend,
+        Call(form, shape, passive, mask, paired, learned, inverse, strides),
+        *data.draw(st.sampled_from(DTYPES)),
+    )
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_extreme_values_agree_with_the_reference(backend, data):
     """Where float32 overflows, a backend is infinite or NaN exactly where the float32 reference is."""
     form = data.draw(st.sampled_from([form for form in FORMS if form.scale not in ("given", "additive")]))
-    values = st.floats(-(2.0**100), 2.0**100, width=32) | st.floats(-120, 120, width=32) | st.sampled_from([0.0, 1e-38, -1e-44])
+    values = (
+        st.floats(-(2.0**100), 2.0**100, width=32)
+        | st.floats(-120, 120, width=32)
+        | st.sampled_from([0.0, 1e-38, -1e-44])
+    )
     s = torch.tensor([data.draw(st.lists(values, min_size=4, max_size=4))])
     t = torch.zeros(1, 4)
     x = torch.ones(1, 4)

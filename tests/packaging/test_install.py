@@ -51,10 +51,15 @@ def native(names: list[str]) -> list[str]:
 
 def test_sdist_builds_to_a_wheel_in_an_isolated_environment(tmp_path):
     source = copy_of_source(tmp_path / "source")
-    run(sys.executable, "-c", f"import os; os.chdir({str(source)!r}); from setuptools import build_meta as b;"
-        f" b.build_sdist({str(tmp_path)!r})")
+    run(
+        sys.executable,
+        "-c",
+        f"import os; os.chdir({str(source)!r}); from setuptools import build_meta as b;"
+        f" b.build_sdist({str(tmp_path)!r})",
+    )
     (archive,) = tmp_path.glob("*.tar.gz")
-    names = tarfile.open(archive).getnames()
+    with tarfile.open(archive) as opened:
+        names = opened.getnames()
     for needed in ("csrc/flow/affine_coupling.h", "csrc/cuda/affine_coupling.cu", "CMakeLists.txt", "LICENSE"):
         assert any(name.endswith(needed) for name in names), needed
     contents, _ = build_wheel(archive, tmp_path / "wheel", FLOWKERNELS_CUDA="off")
@@ -126,15 +131,15 @@ assert len({line.split()[-1] for line in maps.splitlines() if "libgomp" in line}
 
 @pytest.mark.parametrize("isa", ["sse9", "AVX2"])
 def test_unknown_isa_is_refused(isa):
-    code = "import torch, flowkernels as fk\nwith fk.backend('cpu'): fk.affine_coupling(torch.ones(2, 2), torch.zeros(2, 4))"
+    code = "from flowkernels import backends; print(backends.native_module(backends.CPU))"
     said = run(sys.executable, "-c", code, expect=1, FLOWKERNELS_ISA=isa)
-    assert f"FLOWKERNELS_ISA must be one of" in said
+    assert "ValueError: FLOWKERNELS_ISA must be one of" in said
     assert f"got '{isa}'" in said
 
 
 @pytest.mark.parametrize("isa", ["avx512", "avx2", "baseline"])
 def test_isa_can_be_lowered(isa):
-    flags = open("/proc/cpuinfo").read()
+    flags = Path("/proc/cpuinfo").read_text()
     if isa == "avx512" and "avx512bw" not in flags:
         pytest.skip("this processor has no AVX-512")
     code = "from flowkernels import backends; print(backends.native_module(backends.CPU).isa)"

@@ -1,4 +1,4 @@
-"""Affine coupling as a registered operator: derivatives of any order, opcheck, compile, transforms, export, autocast."""
+"""Affine coupling as a registered operator: derivatives of any order, opcheck, compile, transforms, export."""
 
 from __future__ import annotations
 
@@ -21,8 +21,11 @@ from ..ops.affine_cases import BY_DIVISION, FORMS, Call, inputs
 TINY = [
     *(Call(form=form, shape=(2, 3), inverse=inverse) for form in FORMS for inverse in (False, True)),
     *(
-        dataclasses.replace(call, shape=(2, min(4, call.shape[1]), *(min(n, 2) for n in call.shape[2:])),
-                            passive=None if call.passive is None else max(-1, min(call.passive, 1)))
+        dataclasses.replace(
+            call,
+            shape=(2, min(4, call.shape[1]), *(min(n, 2) for n in call.shape[2:])),
+            passive=None if call.passive is None else max(-1, min(call.passive, 1)),
+        )
         for call in BY_DIVISION
     ),
 ]

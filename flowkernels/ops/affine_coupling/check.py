@@ -19,7 +19,7 @@ def check(
     form: AffineForm,
     passive: int,
 ) -> None:
-    """Raise TypeError or ValueError for arguments that no backend takes. """
+    """Raise TypeError or ValueError for arguments that no backend takes."""
     _check_dtypes(x, raw, shift)
     for name, tensor in (("raw", raw), ("shift", shift), ("mask", mask), ("bound", bound)):
         if tensor is not None and tensor.device != x.device:
@@ -54,9 +54,7 @@ def _check_mask(x: Tensor, mask: Tensor, passive: int) -> None:
     if passive:
         raise ValueError(f"mask and passive exclude each other; got both, passive={passive}")
     event = x.shape[1:]
-    fits = mask.dim() <= len(event) and all(
-        m in (1, e) for m, e in zip(mask.shape[::-1], event[::-1])
-    )
+    fits = mask.dim() <= len(event) and all(m in (1, e) for m, e in zip(mask.shape[::-1], event[::-1]))
     if not fits:
         raise ValueError(f"mask of shape {tuple(mask.shape)} does not broadcast to the event shape {tuple(event)}")
 

@@ -42,6 +42,7 @@ ORDERS = ("scale_first", "shift_first")
 HALVES = ("scale_shift", "shift_scale")
 LAYOUTS = (*HALVES, "interleaved_shift_scale", "trailing_shift_scale", "trailing_scale_shift")
 
+
 def _choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(allowed)}; got {value!r}")

@@ -140,7 +140,9 @@ def _differentiate_forward(ctx, grad_y, grad_log_det):
     return grad_x, grad_raw, grad_shift, None, grad_bound, None, None, None, None
 
 
-def _call_backward_operator(grad_y, grad_log_det, saved, raw, mask, bound, paired, spec, passive, inverse, wanted, backend):
+def _call_backward_operator(
+    grad_y, grad_log_det, saved, raw, mask, bound, paired, spec, passive, inverse, wanted, backend
+):
     outputs = torch.ops.flowkernels.affine_coupling_backward.default(
         grad_y, grad_log_det, saved, raw, mask, bound, paired, spec, passive, inverse, wanted, backend
     )

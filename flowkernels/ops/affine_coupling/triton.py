@@ -458,9 +458,10 @@ def sum_partials_kernel(
     """Sum an (outer, kept, inner) array over its first and last dimension."""
     index = tl.program_id(0).to(tl.int64) * KEPT_BLOCK + tl.arange(0, KEPT_BLOCK)[None, :]
     total = tl.zeros((SUMMED_BLOCK, KEPT_BLOCK), partial_ptr.dtype.element_ty)
-    for start in range(0, outer * INNER, SUMMED_BLOCK):
+    count = tl.cast(outer, tl.int64) * INNER
+    for start in range(0, count, SUMMED_BLOCK):
         k = start + tl.arange(0, SUMMED_BLOCK)[:, None]
-        ok = (k < outer * INNER) & (index < kept)
+        ok = (k < count) & (index < kept)
         total += tl.load(partial_ptr + ((k // INNER) * kept + index) * INNER + k % INNER, ok, other=0.0)
     tl.store(sum_ptr + index, tl.sum(total, 0)[None, :].to(sum_ptr.dtype.element_ty), index < kept)
 
@@ -554,7 +555,7 @@ class _Plan:
 
     def _pairs(self) -> str:
         scale, shift = (self._plan.get(name) for name in ("grad_scale", "grad_shift"))
-        if scale is None or scale[1:] != shift[1:] or scale[2:] != [0, 0, 2]:
+        if scale is None or shift is None or scale[1:] != shift[1:] or scale[2:] != [0, 0, 2]:
             return ""
         return {1: "shift_scale", -1: "scale_shift"}.get(scale[0] - shift[0], "")
 
@@ -616,7 +617,7 @@ class AffineBackward:
         names = ("grad_y", "saved", "scale", "mask", "bound_view", "grad_x", "grad_scale", "grad_shift")
         views = self.common.views((*names, "grad_y_passive", "grad_x_passive"))
         self.views = BackwardViews._make((*views, tl.constexpr(grad_log_det_stride)))
-        self.bound_view, self.channels = plan.get("bound_view"), plan["channels"]
+        self.bound_view, self.channels = plan.get("bound_view", [0] * 5), plan["channels"]
 
     def __call__(self, device: torch.device, *tensors: Tensor | None) -> None:
         *others, grad_bound = tensors
