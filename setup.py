@@ -101,7 +101,9 @@ class CMakeBuild(build_ext):
             target = ROOT / Path(*extension.name.split(".")).parent / target.name
         target.parent.mkdir(parents=True, exist_ok=True)
         (built,) = build.glob(extension.name.rpartition(".")[2] + ".*" + target.suffix)
-        shutil.copy2(built, target)
+        # By rename: a process that has the old module mapped keeps it.
+        shutil.copy2(built, target.with_name(target.name + ".new"))
+        target.with_name(target.name + ".new").replace(target)
 
     @staticmethod
     def pybind11_directory():

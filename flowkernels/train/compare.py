@@ -1,0 +1,130 @@
+"""Eager and fused training from one seed, step by step in turn."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import statistics
+import time
+
+import torch
+
+from .. import backends
+from . import figures
+from .config import Config
+from .data import Pictures
+from .errors import CommandError
+from .progress import Progress
+from .trainer import Trainer
+
+# Largest relative difference allowed of the losses at any step, and of the gradients.
+TOLERANCES = {"float32": (1e-3, 1e-5), "float64": (1e-9, 1e-9)}
+
+
+@dataclasses.dataclass
+class Side:
+    """One of the two runs: the request for a backend that it is made under, and what it measured."""
+
+    name: str
+    backend: str
+    trainer: Trainer
+    losses: list[float] = dataclasses.field(default_factory=list)
+    seconds: list[float] = dataclasses.field(default_factory=list)
+
+    def advance(self) -> None:
+        start = time.perf_counter()
+        with backends.backend(self.backend):
+            self.losses.append(self.trainer.advance())
+        self.seconds.append(time.perf_counter() - start)
+
+    def held_out_bpd(self) -> float:
+        with backends.backend(self.backend):
+            return self.trainer.held_out_bpd()
+
+    def gradients(self, state: dict) -> list[torch.Tensor]:
+        """The gradients of the step that follows a checkpoint."""
+        self.trainer.load_state_dict(state)
+        with backends.backend(self.backend):
+            self.trainer.gradient_step()
+        return [p.grad.clone() for p in self.trainer.flow.parameters() if p.grad is not None]
+
+
+def relative_difference(eager: torch.Tensor, fused: torch.Tensor) -> float:
+    """Norm of the difference over the norm of the eager value; 0 where they are equal, even both 0."""
+    return 0.0 if torch.equal(eager, fused) else ((fused - eager).norm() / eager.norm()).item()
+
+
+def compare(config: Config, pictures: Pictures, device: torch.device, steps: int, out: pathlib.Path) -> bool:
+    """Train eager and fused in turn, print and write how they differ.
+
+    Writes compare.csv and, with matplotlib, compare.png to `out`.
+
+    Returns:
+        Whether losses and gradients agree within `TOLERANCES`.
+    """
+    request = backends.NAMES[backends.requested()]
+    ran = backends.NAMES[backends.resolve(backends.requested(), device)]
+    if ran == "reference":
+        raise CommandError(_nothing_fused(device))
+    eager = Side("eager", "reference", Trainer(config, pictures, device))
+    fused = Side(f"fused ({ran})", request, Trainer(config, pictures, device))
+    _train_in_turn(eager, fused, steps)
+    curve, gradient = _report(eager, fused, config.dtype)
+    _write(out, eager, fused, curve, config)
+    allowed_curve, allowed_gradient = TOLERANCES[config.dtype]
+    agree = max(curve) <= allowed_curve and gradient <= allowed_gradient
+    print("the two agree" if agree else "the two DIFFER by more than is allowed")
+    return agree
+
+
+def _nothing_fused(device: torch.device) -> str:
+    if backends.requested() == backends.REFERENCE:
+        return "there is nothing to compare: FLOWKERNELS_BACKEND asks for the reference, which is the eager side"
+    reasons = "; ".join(f"{name}: {why}" for name, why in backends.problems(device).items() if why)
+    return f"there is nothing to compare: the reference is the only backend on {device} ({reasons})"
+
+
+def _train_in_turn(eager: Side, fused: Side, steps: int) -> None:
+    progress = Progress(0, steps)
+    try:
+        for step in range(1, steps + 1):
+            for side in (eager, fused) if step % 2 else (fused, eager):  # what disturbs the machine disturbs both
+                side.advance()
+            progress.show(step, f"eager {eager.losses[-1]:.4f}, fused {fused.losses[-1]:.4f} bits/dim")
+    finally:
+        progress.close()
+
+
+def _report(eager: Side, fused: Side, dtype: str) -> tuple[list[float], float]:
+    """Print the comparison; return the relative differences of the losses, and that of the gradients."""
+    state = eager.trainer.state_dict()
+    held_out = [side.held_out_bpd() for side in (eager, fused)]
+    curve = [
+        relative_difference(torch.tensor(e, dtype=torch.float64), torch.tensor(f, dtype=torch.float64))
+        for e, f in zip(eager.losses, fused.losses)
+    ]
+    gradients = zip(eager.gradients(state), fused.gradients(state))
+    gradient = max(relative_difference(e, f) for e, f in gradients)
+    allowed_curve, allowed_gradient = TOLERANCES[dtype]
+    print(f"{'':14}{'loss, last step':>16}{'held-out bits/dim':>19}{'time':>10}{'median step':>13}")
+    for side, bpd in zip((eager, fused), held_out):
+        median = statistics.median(side.seconds)
+        print(f"{side.name:14}{side.losses[-1]:16.6f}{bpd:19.6f}{sum(side.seconds):9.2f}s{median * 1e3:11.2f}ms")
+    worst = max(range(len(curve)), key=curve.__getitem__)
+    print(
+        f"losses over {len(curve)} steps: largest relative difference {max(curve):.1e}, at step {worst + 1}"
+        f" (allowed {allowed_curve:.0e})"
+    )
+    print(f"gradients from one checkpoint: largest relative difference {gradient:.1e} (allowed {allowed_gradient:.0e})")
+    return curve, gradient
+
+
+def _write(out: pathlib.Path, eager: Side, fused: Side, curve: list[float], config: Config) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    rows = zip(eager.losses, fused.losses, curve)
+    lines = [f"{step},{e!r},{f!r},{d!r}\n" for step, (e, f, d) in enumerate(rows, 1)]
+    (out / "compare.csv").write_text("step,eager_bpd,fused_bpd,relative_difference\n" + "".join(lines))
+    if figures.available():
+        title = f"{config.flow} on {config.data}, {config.dtype}: eager and fused from one seed"
+        losses = {eager.name: eager.losses, fused.name: fused.losses}
+        figures.comparison(out / "compare.png", title, losses, curve, TOLERANCES[config.dtype][0])
