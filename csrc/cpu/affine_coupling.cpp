@@ -77,47 +77,63 @@ Bounds<T> bounds(const AffinePlan& plan, const void* bound, const Tile& tile, Sc
 
 // The flags are template arguments because g++ vectorises no loop that selects by a run-time constant.
 template <ScaleMap map, bool divide, bool shift_first, class T>
-void forward_tile(int64_t count, const T* __restrict x, const T* __restrict s, const T* __restrict t, Bounds<T> bounds,
-                  const AffineConstants<T> k, T* __restrict y, T* __restrict terms) {
-  const T* __restrict c = bounds.c;
-  const T* __restrict inverse_c = bounds.inverse_c;
+void forward_tile(const Walk& walk, Rows<const T> x, Rows<const T> s, Rows<const T> t, Bounds<T> bounds,
+                  const AffineConstants<T> k, Rows<T> y, T* terms) {
+  for (int64_t r = 0; r < walk.rows; ++r) {
+    const T* __restrict xs = x[r], * __restrict ss = s[r], * __restrict ts = t[r];
+    const T* __restrict c = bounds.c + r * walk.length, * __restrict inverse_c = bounds.inverse_c + r * walk.length;
+    T* __restrict ys = y[r], * __restrict logs = terms + r * walk.length;
 #pragma omp simd
-  for (int64_t i = 0; i < count; ++i) {
-    const AffineOutput<T> out =
-        affine_forward<map>(x[i], map == ScaleMap::additive ? T(0) : s[i], t[i], has_bound(map) ? c[i] : T(1),
-                            has_bound(map) ? inverse_c[i] : T(1), k, divide, shift_first);
-    y[i] = out.y;
-    terms[i] = out.log_m;
+    for (int64_t i = 0; i < walk.length; ++i) {
+      const AffineOutput<T> out =
+          affine_forward<map>(xs[i], map == ScaleMap::additive ? T(0) : ss[i], ts[i], has_bound(map) ? c[i] : T(1),
+                              has_bound(map) ? inverse_c[i] : T(1), k, divide, shift_first);
+      ys[i] = out.y;
+      logs[i] = out.log_m;
+    }
   }
 }
 
 template <ScaleMap map, bool divide, bool shift_first, bool learned, class T>
-void backward_tile(int64_t count, const T* __restrict grad_y, const T* __restrict grad_log_det,
-                   const T* __restrict saved, const T* __restrict s, Bounds<T> bounds, const AffineConstants<T> k,
-                   T* __restrict grad_x, T* __restrict grad_s, T* __restrict grad_t, T* __restrict grad_c) {
-  const T* __restrict c = bounds.c;
-  const T* __restrict inverse_c = bounds.inverse_c;
+void backward_tile(const Walk& walk, Rows<const T> grad_y, const T* grad_log_det, Rows<const T> saved, Rows<const T> s,
+                   Bounds<T> bounds, const AffineConstants<T> k, Rows<T> grad_x, Rows<T> grad_s, Rows<T> grad_t,
+                   T* grad_c) {
+  for (int64_t r = 0; r < walk.rows; ++r) {
+    const T* __restrict gs = grad_y[r], * __restrict vs = saved[r], * __restrict ss = s[r];
+    const int64_t start = r * walk.length;
+    const T* __restrict ls = grad_log_det + start;
+    const T* __restrict c = bounds.c + start, * __restrict inverse_c = bounds.inverse_c + start;
+    T* __restrict gx = grad_x[r], * __restrict gs_out = grad_s[r], * __restrict gt = grad_t[r], * __restrict gc = grad_c + start;
 #pragma omp simd
-  for (int64_t i = 0; i < count; ++i) {
-    const AffineGradient<T> gradient =
-        affine_backward<map>(grad_y[i], grad_log_det[i], map == ScaleMap::additive ? T(0) : saved[i],
-                             map == ScaleMap::additive ? T(0) : s[i], has_bound(map) ? c[i] : T(1),
-                             has_bound(map) ? inverse_c[i] : T(1), k, divide, shift_first);
-    grad_x[i] = gradient.x;
-    grad_s[i] = gradient.raw_scale;
-    grad_t[i] = gradient.raw_shift;
-    if (learned) grad_c[i] = gradient.bound;
+    for (int64_t i = 0; i < walk.length; ++i) {
+      const AffineGradient<T> gradient = affine_backward<map>(
+          gs[i], ls[i], map == ScaleMap::additive ? T(0) : vs[i], map == ScaleMap::additive ? T(0) : ss[i],
+          has_bound(map) ? c[i] : T(1), has_bound(map) ? inverse_c[i] : T(1), k, divide, shift_first);
+      gx[i] = gradient.x;
+      gs_out[i] = gradient.raw_scale;
+      gt[i] = gradient.raw_shift;
+      if (learned) gc[i] = gradient.bound;
+    }
   }
 }
 
 template <class T>
-void keep(int64_t count, const uint8_t* __restrict mask, const T* __restrict kept, T* __restrict values) {
-  for (int64_t i = 0; i < count; ++i) values[i] = mask[i] ? kept[i] : values[i];
+void keep(const Walk& walk, const uint8_t* mask, Rows<const T> kept, Rows<T> values) {
+  for (int64_t r = 0; r < walk.rows; ++r) {
+    const uint8_t* __restrict passive = mask + r * walk.length;
+    const T* __restrict from = kept[r];
+    T* __restrict to = values[r];
+    for (int64_t i = 0; i < walk.length; ++i) to[i] = passive[i] ? from[i] : to[i];
+  }
 }
 
 template <class T>
-void clear(int64_t count, const uint8_t* __restrict mask, T* __restrict values) {
-  for (int64_t i = 0; i < count; ++i) values[i] = mask[i] ? T(0) : values[i];
+void clear(const Walk& walk, const uint8_t* mask, Rows<T> values) {
+  for (int64_t r = 0; r < walk.rows; ++r) {
+    const uint8_t* __restrict passive = mask + r * walk.length;
+    T* __restrict to = values[r];
+    for (int64_t i = 0; i < walk.length; ++i) to[i] = passive[i] ? T(0) : to[i];
+  }
 }
 
 const uint8_t* load_mask(const AffinePlan& plan, const void* mask, const Tile& tile, uint8_t* scratch) {
@@ -129,59 +145,61 @@ const uint8_t* load_mask(const AffinePlan& plan, const void* mask, const Tile& t
 template <class T>
 void forward_one(const AffineForwardPlan& plan, const AffineForwardCall& call, const Tile& tile, Scratch<T>& scratch) {
   const AffinePlan& common = plan.common;
-  const int64_t count = tile.elements();
-  const T* x = load(plan.x, call.x, common.x_dtype, tile, scratch.x);
-  const T* s = call.scale == nullptr ? nullptr : load(common.scale, call.scale, common.raw_dtype, tile, scratch.s);
-  const T* t = load(plan.shift, call.shift, common.raw_dtype, tile, scratch.t);
-  T* y = target(plan.y, call.y, common.x_dtype, tile, scratch.y);
+  const Walk walk(tile);
+  const Rows<const T> x = load(plan.x, call.x, common.x_dtype, tile, walk, scratch.x);
+  const Rows<const T> t = load(plan.shift, call.shift, common.raw_dtype, tile, walk, scratch.t);
+  const Rows<const T> s =
+      call.scale == nullptr ? t : load(common.scale, call.scale, common.raw_dtype, tile, walk, scratch.s);
+  const Rows<T> y = target(plan.y, call.y, common.x_dtype, tile, walk, scratch.y);
   const Bounds<T> c = bounds(common, call.bound, tile, scratch);
   with_formula(common, [&](auto map, auto divide, auto shift_first) {
-    forward_tile<map(), divide(), shift_first()>(count, x, s, t, c, affine_constants<T>(common), y, scratch.terms);
+    forward_tile<map(), divide(), shift_first()>(walk, x, s, t, c, affine_constants<T>(common), y, scratch.terms);
   });
   if (common.has_mask) {
     const uint8_t* mask = load_mask(common, call.mask, tile, scratch.mask);
-    keep(count, mask, x, y);
-    clear(count, mask, scratch.terms);
+    keep(walk, mask, x, y);
+    clear(walk, mask, Rows<T>{scratch.terms, walk.length});
   }
-  if (y == scratch.y) store(plan.y, call.y, common.x_dtype, tile, y);
+  if (y.data == scratch.y) store(plan.y, call.y, common.x_dtype, tile, y.data);
 }
 
 template <class T>
 void backward_one(const AffineBackwardPlan& plan, const AffineBackwardCall& call, const Tile& tile,
                   BackwardScratch<T>& scratch) {
   const AffinePlan& common = plan.common;
-  const int64_t count = tile.elements();
-  const T* grad_y =
-      call.grad_y == nullptr ? scratch.grad_y : load(plan.grad_y, call.grad_y, common.x_dtype, tile, scratch.grad_y);
-  const bool additive = common.map == ScaleMap::additive;
-  const T* saved = additive ? nullptr : load(plan.saved, call.saved, common.x_dtype, tile, scratch.x);
-  const T* s = additive ? nullptr : load(common.scale, call.scale, common.raw_dtype, tile, scratch.s);
+  const Walk walk(tile);
+  const Rows<const T> grad_y = call.grad_y == nullptr
+                                   ? Rows<const T>{scratch.grad_y, walk.length}
+                                   : load(plan.grad_y, call.grad_y, common.x_dtype, tile, walk, scratch.grad_y);
+  const bool additive = common.map == ScaleMap::additive;  // which reads neither
+  const Rows<const T> saved = additive ? grad_y : load(plan.saved, call.saved, common.x_dtype, tile, walk, scratch.x);
+  const Rows<const T> s = additive ? grad_y : load(common.scale, call.scale, common.raw_dtype, tile, walk, scratch.s);
   const Bounds<T> c = bounds(common, call.bound, tile, scratch);
-  T* grad_x = target(plan.grad_x, call.grad_x, common.x_dtype, tile, scratch.grad_x);
-  T* grad_s = target(plan.grad_scale, call.grad_scale, common.raw_dtype, tile, scratch.grad_s);
-  T* grad_t = target(plan.grad_shift, call.grad_shift, common.raw_dtype, tile, scratch.grad_t);
+  const Rows<T> grad_x = target(plan.grad_x, call.grad_x, common.x_dtype, tile, walk, scratch.grad_x);
+  const Rows<T> grad_s = target(plan.grad_scale, call.grad_scale, common.raw_dtype, tile, walk, scratch.grad_s);
+  const Rows<T> grad_t = target(plan.grad_shift, call.grad_shift, common.raw_dtype, tile, walk, scratch.grad_t);
   with_formula(common, [&](auto map, auto divide, auto shift_first) {
     with_bool(call.grad_bound != nullptr, [&](auto learned) {
       backward_tile<map(), divide(), shift_first(), has_bound(map()) && learned()>(
-          count, grad_y, scratch.grad_log_det, saved, s, c, affine_constants<T>(common), grad_x, grad_s, grad_t,
+          walk, grad_y, scratch.grad_log_det, saved, s, c, affine_constants<T>(common), grad_x, grad_s, grad_t,
           scratch.grad_c);
     });
   });
   if (common.has_mask) {
     const uint8_t* mask = load_mask(common, call.mask, tile, scratch.mask);
-    keep(count, mask, grad_y, grad_x);
-    clear(count, mask, grad_s);
-    clear(count, mask, grad_t);
-    if (call.grad_bound != nullptr) clear(count, mask, scratch.grad_c);
+    keep(walk, mask, grad_y, grad_x);
+    clear(walk, mask, grad_s);
+    clear(walk, mask, grad_t);
+    if (call.grad_bound != nullptr) clear(walk, mask, Rows<T>{scratch.grad_c, walk.length});
   }
-  if (call.grad_x != nullptr && grad_x == scratch.grad_x) {
-    store(plan.grad_x, call.grad_x, common.x_dtype, tile, grad_x);
+  if (call.grad_x != nullptr && grad_x.data == scratch.grad_x) {
+    store(plan.grad_x, call.grad_x, common.x_dtype, tile, grad_x.data);
   }
-  if (call.grad_scale != nullptr && grad_s == scratch.grad_s) {
-    store(plan.grad_scale, call.grad_scale, common.raw_dtype, tile, grad_s);
+  if (call.grad_scale != nullptr && grad_s.data == scratch.grad_s) {
+    store(plan.grad_scale, call.grad_scale, common.raw_dtype, tile, grad_s.data);
   }
-  if (call.grad_shift != nullptr && grad_t == scratch.grad_t) {
-    store(plan.grad_shift, call.grad_shift, common.raw_dtype, tile, grad_t);
+  if (call.grad_shift != nullptr && grad_t.data == scratch.grad_t) {
+    store(plan.grad_shift, call.grad_shift, common.raw_dtype, tile, grad_t.data);
   }
 }
 

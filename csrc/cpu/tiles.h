@@ -79,6 +79,41 @@ inline bool dense(const View& view, const Tile& tile) {
   return true;
 }
 
+// How kernels walk a tile: as one run of elements, or as rows of whole vectors that tensors need not hold side by side.
+struct Walk {
+  int64_t rows;
+  int64_t length;
+  int outer;  // the dimension of the rows, where there are several
+
+  explicit Walk(const Tile& tile) : rows(1), length(tile.elements()), outer(0) {
+    constexpr int64_t kVector = 16, kShortest = 64;  // shorter rows cost more to enter than to copy
+    int found = 0;
+    for (int d = 0; d < kDims - 1; ++d) {
+      if (tile.size[d] == 1) continue;
+      ++found;
+      outer = d;
+    }
+    if (found != 1 || tile.size[3] % kVector != 0 || tile.size[3] < kShortest) return;
+    rows = tile.size[outer];
+    length = tile.size[3];
+  }
+};
+
+// The rows of a walk in memory.
+template <class T>
+struct Rows {
+  T* data;
+  int64_t step;
+
+  T* operator[](int64_t row) const { return data + row * step; }
+};
+
+// The step between rows where a view can be walked in place, else 0.
+inline int64_t step_in_place(const View& view, const Tile& tile, const Walk& walk) {
+  if (walk.rows > 1) return view.stride[3] == 1 ? view.stride[walk.outer] : 0;
+  return dense(view, tile) ? walk.length : 0;
+}
+
 template <class T>
 inline T convert(T value, const T*) {
   return value;
@@ -155,37 +190,32 @@ const T* gather(const View& view, const From* base, const Tile& tile, T* scratch
   return scratch;
 }
 
-// A tile of a tensor as a dense array of T: the tensor's own memory where that is one already, else a copy.
 template <class T>
-const T* load(const View& view, const void* base, Dtype dtype, const Tile& tile, T* scratch) {
-  switch (dtype) {
-    case Dtype::float32:
-      if constexpr (sizeof(T) == 4) {
-        if (dense(view, tile)) return static_cast<const T*>(base) + offset(view, tile);
-      }
-      return gather(view, static_cast<const float*>(base), tile, scratch);
-    case Dtype::float64:
-      if constexpr (sizeof(T) == 8) {
-        if (dense(view, tile)) return static_cast<const T*>(base) + offset(view, tile);
-        return gather(view, static_cast<const double*>(base), tile, scratch);
-      }
-      break;
-    case Dtype::float16:
-      if constexpr (sizeof(T) == 4) return gather(view, static_cast<const Half*>(base), tile, scratch);
-      break;
-    case Dtype::bfloat16:
-      if constexpr (sizeof(T) == 4) return gather(view, static_cast<const BFloat16*>(base), tile, scratch);
-      break;
+constexpr Dtype kDtype = sizeof(T) == 4 ? Dtype::float32 : Dtype::float64;
+
+// A tile of a tensor as rows of T: the tensor's own memory where that will do, else a copy.
+template <class T>
+Rows<const T> load(const View& view, const void* base, Dtype dtype, const Tile& tile, const Walk& walk, T* scratch) {
+  if (dtype == kDtype<T>) {
+    const T* own = static_cast<const T*>(base);
+    const int64_t step = step_in_place(view, tile, walk);
+    if (step != 0) return {own + offset(view, tile), step};
+    return {gather(view, own, tile, scratch), walk.length};
+  }
+  if (dtype == Dtype::float32) return {gather(view, static_cast<const float*>(base), tile, scratch), walk.length};
+  if constexpr (sizeof(T) == 4) {
+    if (dtype == Dtype::float16) return {gather(view, static_cast<const Half*>(base), tile, scratch), walk.length};
+    if (dtype == Dtype::bfloat16) return {gather(view, static_cast<const BFloat16*>(base), tile, scratch), walk.length};
   }
   std::abort();  // float64 beside float32 accumulation, which the argument checks rule out
 }
 
 // Where a kernel writes a tile: the tensor's own memory where it can, else `scratch`, which `store` then moves.
 template <class T>
-T* target(const View& view, void* base, Dtype dtype, const Tile& tile, T* scratch) {
-  constexpr Dtype same = sizeof(T) == 4 ? Dtype::float32 : Dtype::float64;
-  if (base == nullptr || dtype != same || !dense(view, tile)) return scratch;
-  return static_cast<T*>(base) + offset(view, tile);
+Rows<T> target(const View& view, void* base, Dtype dtype, const Tile& tile, const Walk& walk, T* scratch) {
+  const int64_t step = base == nullptr || dtype != kDtype<T> ? 0 : step_in_place(view, tile, walk);
+  if (step == 0) return {scratch, walk.length};
+  return {static_cast<T*>(base) + offset(view, tile), step};
 }
 
 template <class T>
