@@ -2,10 +2,23 @@
 
 import torch  # noqa: F401  first, so that its OpenMP and CUDA runtimes are the ones in the process
 
+from . import models, nn
 from .backends import BackendError, backend
+from .flows import Flow
 from .functional import affine_coupling
+from .inspect import explain, warmup
 from .ops.affine_coupling import AffineForm
+from .version import __version__
 
-__version__ = "0.1.0"
-
-__all__ = ["AffineForm", "BackendError", "affine_coupling", "backend"]
+__all__ = [
+    "AffineForm",
+    "BackendError",
+    "Flow",
+    "__version__",
+    "affine_coupling",
+    "backend",
+    "explain",
+    "models",
+    "nn",
+    "warmup",
+]

@@ -48,4 +48,4 @@ def error(value: Tensor, truth: Tensor) -> float:
     value, truth = value.detach().double(), truth.detach().double()
     same = (value == truth) | (value.isnan() & truth.isnan())
     relative = (value - truth).abs_().div_(truth.abs().add_(1)).masked_fill_(same, 0.0)
-    return torch.nan_to_num(relative, nan=math.inf).max().item()
+    return torch.nan_to_num(relative, nan=math.inf, posinf=math.inf).max().item()

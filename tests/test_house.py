@@ -23,7 +23,8 @@ LEVELS = (
     ("flows",),
     ("models", "integrations"),
     ("inspect", "bench", "check", "info", "train"),
-    ("cli", "__main__", "__init__"),
+    ("cli",),
+    ("__main__", "__init__"),
 )
 
 

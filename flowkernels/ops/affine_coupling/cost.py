@@ -86,5 +86,5 @@ def _scale_bytes(raw: Tensor, paired: bool, form: AffineForm) -> int:
     scale = reference.split_raw(raw, raw if paired else None, form)[0]
     steps = [stride for size, stride in zip(scale.shape, scale.stride()) if size > 1 and stride > 0]
     apart = min(steps, default=1)
-    shared = not paired and 1 < apart and apart * raw.element_size() < SECTOR
+    shared = not paired and apart > 1 and apart * raw.element_size() < SECTOR
     return distinct_bytes(raw if shared else scale)

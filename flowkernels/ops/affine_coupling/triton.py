@@ -84,7 +84,7 @@ class Form(NamedTuple):
 
 
 class Tile(NamedTuple):
-    """How events are cut."""
+    """How size are cut."""
 
     rows: int
     columns: int  # of active elements
@@ -147,34 +147,38 @@ def _passive_columns(live, chunk, step, K: tl.constexpr):
 @triton.jit
 def _load_passive(pointer, view, row, live, chunk, step, DTYPE: tl.constexpr, K: tl.constexpr):
     """A tile of the elements beside the active ones; 0 where there is no tensor."""
+    size: tl.constexpr = K.passive
     column, ok = _passive_columns(live, chunk, step, K)
     if pointer is None or K.passive[2] == 0:
         return tl.zeros(ok.shape, DTYPE)
     else:
-        return tl.load(_at(pointer, view, row, column, K.passive), ok)
+        return tl.load(_at(pointer, view, row, column, size), ok)
 
 
 @triton.jit
 def _store_passive(pointer, view, value, row, live, chunk, step, K: tl.constexpr):
     """Store what `_load_passive` gave; it is loaded before anything is computed, so as not to wait twice."""
     if K.passive[2] > 0:
+        size: tl.constexpr = K.passive
         column, ok = _passive_columns(live, chunk, step, K)
-        tl.store(_at(pointer, view, row, column, K.passive), value, ok)
+        tl.store(_at(pointer, view, row, column, size), value, ok)
 
 
 @triton.jit
 def _masked(mask_ptr, mask, column, inside, K: tl.constexpr):
     """Which columns the mask keeps."""
-    return tl.load(mask_ptr + mask.offset + _across(mask, column, K.active), inside, other=0) != 0
+    size: tl.constexpr = K.active
+    return tl.load(mask_ptr + mask.offset + _across(mask, column, size), inside, other=0) != 0
 
 
 @triton.jit
 def _bound(bound_ptr, bound, column, inside, K: tl.constexpr, DTYPE: tl.constexpr):
     """The bound of each column, or of all of them, and its reciprocal."""
+    size: tl.constexpr = K.active
     if bound_ptr is None:
         return tl.full((1, 1), K.form.bound, DTYPE), tl.full((1, 1), K.form.inverse_bound, DTYPE)
     else:
-        c = tl.load(bound_ptr + _across(bound, column, K.active), inside, other=1.0).to(DTYPE)
+        c = tl.load(bound_ptr + _across(bound, column, size), inside, other=1.0).to(DTYPE)
         return c, tm.reciprocal(c)
 
 
@@ -285,25 +289,27 @@ def affine_coupling_forward_kernel(
     dtype: tl.constexpr = log_det_ptr.dtype.element_ty
     form: tl.constexpr = K.form
     tile: tl.constexpr = K.tile
+    size: tl.constexpr = K.active
     active: tl.constexpr = K.active[0] * K.active[1] * K.active[2]
     chunk = tl.program_id(0) % tile.chunks
     row = _rows(tl.program_id(0) // tile.chunks, tile.rows)
     live = row < rows
-    total = tl.zeros((tile.rows, tile.columns), dtype)
+    tile_shape: tl.constexpr = (tile.rows, tile.columns)
+    total = tl.zeros(tile_shape, dtype)
     for step in range(tile.steps):
         column = _columns(chunk, step, tile.columns, K)
         inside = column < active
         ok = live & inside
         counted = ok
         beside = _load_passive(x_ptr, views.x_passive, row, live, chunk, step, x_ptr.dtype.element_ty, K)
-        kept = tl.load(_at(x_ptr, views.x, row, column, K.active), ok)
+        kept = tl.load(_at(x_ptr, views.x, row, column, size), ok)
         z = kept.to(dtype)
-        t = tl.load(_at(shift_ptr, views.shift, row, column, K.active), ok).to(dtype) * form.shift_factor
+        t = tl.load(_at(shift_ptr, views.shift, row, column, size), ok).to(dtype) * form.shift_factor
         if scale_ptr is None:
             value = z + t
             log_m = tl.zeros_like(z)
         else:
-            s = tl.load(_at(scale_ptr, views.scale, row, column, K.active), ok).to(dtype) * form.scale_factor
+            s = tl.load(_at(scale_ptr, views.scale, row, column, size), ok).to(dtype) * form.scale_factor
             c, inverse_c = _bound(bound_ptr, views.bound, column, inside, K, dtype)
             m, log_m = _multiplier(s, c, inverse_c, form)
             value = m * (z + t) if form.shift_first else m * z + t
@@ -312,7 +318,7 @@ def affine_coupling_forward_kernel(
             masked = _masked(mask_ptr, views.mask, column, inside, K)
             value = tl.where(masked, kept, value)
             counted = ok & (masked == 0)
-        tl.store(_at(y_ptr, views.y, row, column, K.active), value, ok)
+        tl.store(_at(y_ptr, views.y, row, column, size), value, ok)
         _store_passive(y_ptr, views.y_passive, beside, row, live, chunk, step, K)
         total += tl.where(counted, log_m, 0.0)
     tl.store(log_det_ptr + row * tile.chunks + chunk, tl.sum(total, 1)[:, None], live)
@@ -323,7 +329,8 @@ def _store_pairs(pointer, view, first, second, row, live, chunk, K: tl.constexpr
     """Store two gradients that alternate in memory. One after the other, each would write every other element, and
     so every sector twice; reads have a cache that makes good for it."""
     column = _columns(chunk, 0, 2 * K.tile.columns, K)
-    both = tl.reshape(tl.join(first, second), (K.tile.rows, 2 * K.tile.columns))
+    shape: tl.constexpr = (K.tile.rows, 2 * K.tile.columns)
+    both = tl.reshape(tl.join(first, second), shape)
     tl.store(pointer + (view.offset + row * view.row) + column, both, live & (column < 2 * K.active[2]))
 
 
@@ -347,6 +354,7 @@ def _backward_tile(
 ):
     """The gradients of one tile; returns its elements of the bound's."""
     form: tl.constexpr = K.form
+    size: tl.constexpr = K.active
     active: tl.constexpr = K.active[0] * K.active[1] * K.active[2]
     row = _rows(row_tile, K.tile.rows)
     column = _columns(chunk, 0, K.tile.columns, K)
@@ -357,19 +365,19 @@ def _backward_tile(
     beside = _load_passive(grad_y_ptr, views.grad_y_passive, row, live, chunk, 0, saved_ptr.dtype.element_ty, K)
     kept = tl.zeros(ok.shape, saved_ptr.dtype.element_ty)
     if grad_y_ptr is not None:
-        kept = tl.load(_at(grad_y_ptr, views.grad_y, row, column, K.active), ok)
+        kept = tl.load(_at(grad_y_ptr, views.grad_y, row, column, size), ok)
     g = kept.to(DTYPE)
     if scale_ptr is None:
         gradient = g
         grad_s = g
         grad_c = g
     else:
-        s = tl.load(_at(scale_ptr, views.scale, row, column, K.active), ok).to(DTYPE) * form.scale_factor
+        s = tl.load(_at(scale_ptr, views.scale, row, column, size), ok).to(DTYPE) * form.scale_factor
         c, inverse_c = _bound(bound_ptr, views.bound, column, inside, K, DTYPE)
         m, _ = _multiplier(s, c, inverse_c, form)
         slope, bound_slope = _slope(s, c, inverse_c, form)
         gradient = g * m
-        z = tl.load(_at(saved_ptr, views.saved, row, column, K.active), ok).to(DTYPE)
+        z = tl.load(_at(saved_ptr, views.saved, row, column, size), ok).to(DTYPE)
         grad_log_m = (g if form.shift_first else gradient) * z
         if grad_log_det_ptr is not None:
             grad_log_m += tl.load(grad_log_det_ptr + row * views.grad_log_det_stride, live).to(DTYPE)
@@ -385,7 +393,7 @@ def _backward_tile(
         grad_t = tl.where(masked, 0.0, grad_t)
         counted = ok & (masked == 0)
     if grad_x_ptr is not None:
-        tl.store(_at(grad_x_ptr, views.grad_x, row, column, K.active), gradient, ok)
+        tl.store(_at(grad_x_ptr, views.grad_x, row, column, size), gradient, ok)
         _store_passive(grad_x_ptr, views.grad_x_passive, beside, row, live, chunk, 0, K)
     if grad_shift_ptr is not None:
         grad_s = grad_s.to(grad_shift_ptr.dtype.element_ty)
@@ -395,9 +403,9 @@ def _backward_tile(
         elif K.pairs == "scale_shift":
             _store_pairs(grad_scale_ptr, views.grad_scale, grad_s, grad_t, row, live, chunk, K)
         else:
-            tl.store(_at(grad_shift_ptr, views.grad_shift, row, column, K.active), grad_t, ok)
+            tl.store(_at(grad_shift_ptr, views.grad_shift, row, column, size), grad_t, ok)
             if grad_scale_ptr is not None:
-                tl.store(_at(grad_scale_ptr, views.grad_scale, row, column, K.active), grad_s, ok)
+                tl.store(_at(grad_scale_ptr, views.grad_scale, row, column, size), grad_s, ok)
     return tl.where(counted, grad_c, 0.0)
 
 
@@ -429,11 +437,12 @@ def affine_coupling_backward_kernel(
         )  # fmt: skip
     else:
         active: tl.constexpr = K.active[0] * K.active[1] * K.active[2]
-        total = tl.zeros((tile.rows, tile.columns), dtype)
+        tile_shape: tl.constexpr = (tile.rows, tile.columns)
+        total = tl.zeros(tile_shape, dtype)
         first = group * tiles_per_group
         last = tl.minimum(first + tiles_per_group, tl.cdiv(rows, tile.rows))
         for begin in range(first, last, 64):  # two levels, so that errors hardly grow with the batch
-            part = tl.zeros((tile.rows, tile.columns), dtype)
+            part = tl.zeros(tile_shape, dtype)
             for row_tile in range(begin, tl.minimum(begin + 64, last)):
                 part += _backward_tile(
                     grad_y_ptr, grad_log_det_ptr, saved_ptr, scale_ptr, mask_ptr, bound_ptr, grad_x_ptr,

@@ -1,0 +1,4 @@
+// The CUDA sources, compiled for the emulation: the language of a source cannot differ between two targets of one
+// directory in CMake, so they are included.
+#include "cuda/affine_coupling.cu"
+#include "cuda/device.cu"

@@ -1,0 +1,217 @@
+"""Compile every Triton kernel ahead of time and print what its machine code is like, as JSON.
+
+Run without TRITON_INTERPRET, in a process of its own; no GPU is needed. The kernels go the way of a real call, with CPU
+tensors, up to the launch: so they are compiled for the very signatures and alignments that a GPU would see. To write
+the committed table anew:
+
+    python tests/cubins/compile_triton.py > tests/cubins/triton_table.json
+"""
+
+from __future__ import annotations
+
+import collections
+import json
+import pathlib
+import re
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+
+import flowkernels as fk
+from flowkernels.ops.affine_coupling import reference
+from flowkernels.ops.affine_coupling import triton as affine
+
+TARGETS = {
+    "sm_80": GPUTarget("cuda", 80, 32),
+    "sm_90": GPUTarget("cuda", 90, 32),
+    "sm_100": GPUTarget("cuda", 100, 32),
+    "gfx942": GPUTarget("hip", "gfx942", 64),
+}
+TOOLS = pathlib.Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+APPROXIMATE = re.compile(r"\b[a-z0-9]+\.approx[.a-z0-9]*|\bdiv\.full[.a-z0-9]*|\b[a-z0-9.]+\.ftz[.a-z0-9]*")
+
+FORMS = {
+    "exp": fk.AffineForm("exp"),
+    "tanh": fk.AffineForm("tanh", bound=2.0),
+    "sigmoid": fk.AffineForm("sigmoid"),
+    "softplus": fk.AffineForm("softplus", eps=1e-3, maximum=3.0),
+    "tanh_scaled": fk.AffineForm("tanh_scaled", bound=2.0),
+    "atan": fk.AffineForm("atan", bound=2.0),
+    "atan_legacy": fk.AffineForm("atan_legacy", bound=2.0),
+    "sigmoid_centered": fk.AffineForm("sigmoid_centered", bound=2.0),
+    "softclip": fk.AffineForm("softclip", bound=2.0),
+    "sigmoid_floor": fk.AffineForm("sigmoid", eps=1e-3),
+    "exp_floor": fk.AffineForm("exp_floor"),
+    "additive": fk.AffineForm("additive"),
+    "given": fk.AffineForm("given"),
+}
+EVERYWHERE = ("exp", "tanh", "sigmoid", "softplus")
+
+
+class Driver:
+    """In the place of Triton's driver: a device per target, on which nothing can be launched."""
+
+    target = "sm_90"
+
+    def get_current_target(self) -> GPUTarget:
+        return TARGETS[self.target]
+
+    def get_current_device(self) -> int:
+        return list(TARGETS).index(self.target)
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+
+def call(
+    form: fk.AffineForm,
+    shape: tuple[int, ...] = (64, 64),
+    dtype: torch.dtype = torch.float32,
+    passive: int = 0,
+    mask: bool = False,
+    learned: bool = False,
+    stride: Callable[[torch.Tensor], torch.Tensor] = lambda t: t,
+) -> None:
+    """Forward and backward of one coupling, with every gradient."""
+    if learned:
+        form = fk.AffineForm(form.scale)
+    channels = shape[1] - passive
+    x = stride(torch.zeros(shape, dtype=dtype))
+    raw = stride(torch.zeros((shape[0], channels * (1 if form.scale == "additive" else 2), *shape[2:]), dtype=dtype))
+    kept = torch.zeros(shape[1:], dtype=torch.bool) if mask else None
+    bound = torch.ones(channels) if learned else None
+    y, log_det = affine.forward(x, raw, None, kept, bound, form, passive, False)
+    saved = y if reference.saves_output(form, False) else x
+    wanted = (True, True, learned)
+    affine.backward(x, log_det, saved, raw, False, kept, bound, form, passive, False, wanted)
+
+
+def misaligned(tensor: torch.Tensor) -> torch.Tensor:
+    return torch.zeros(tensor.numel() + 1, dtype=tensor.dtype)[1:].view(tensor.shape)
+
+
+def transposed(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.t().contiguous().t()
+
+
+def channels_last(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.contiguous(memory_format=torch.channels_last)
+
+
+def cases() -> Iterator[tuple[str, tuple[str, ...], dict[str, object]]]:
+    """(name, targets, arguments of `call`)."""
+    everywhere, hopper = tuple(TARGETS), ("sm_90",)
+    for name, form in FORMS.items():
+        yield name, everywhere if name in EVERYWHERE else hopper, {"form": form, "passive": 32}
+    tanh = FORMS["tanh"]
+    alternating = fk.AffineForm("tanh", bound=2.0, layout="interleaved_shift_scale")
+    yield "bfloat16", everywhere, {"form": tanh, "passive": 32, "dtype": torch.bfloat16}
+    yield "alternating", everywhere, {"form": alternating, "passive": 32}
+    yield "float64", hopper, {"form": tanh, "passive": 32, "dtype": torch.float64}
+    yield "float64 softplus", hopper, {"form": FORMS["softplus"], "passive": 32, "dtype": torch.float64}
+    yield "mask", hopper, {"form": tanh, "mask": True}
+    yield "learned bound", hopper, {"form": tanh, "passive": 32, "learned": True}
+    yield "two features", hopper, {"form": tanh, "shape": (4096, 2), "passive": 1}
+    yield "784 features", hopper, {"form": tanh, "shape": (64, 784), "passive": 392}
+    yield "one program a row", hopper, {"form": tanh, "shape": (8, 8192), "passive": 4096}
+    yield "chunks", hopper, {"form": tanh, "shape": (4, 131072), "passive": 65536}
+    yield "image", hopper, {"form": tanh, "shape": (8, 12, 16, 16), "passive": 6}
+    yield "channels_last", hopper, {"form": tanh, "shape": (8, 16, 16, 16), "passive": 8, "stride": channels_last}
+    yield "transposed", hopper, {"form": tanh, "passive": 32, "stride": transposed}
+    yield "misaligned", hopper, {"form": tanh, "passive": 32, "stride": misaligned}
+
+
+def disassemble(cubin: bytes) -> tuple[dict[str, int], list[str], int]:
+    """Resource usage of a cubin, the opcodes of its kernel, and how many come before what odd divisors alone reach."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [TOOLS / "cuobjdump", "-res-usage", "-sass", file.name]
+        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    usage = {name: int(value) for name, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", text)}
+    lines = re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s+(@!?U?P\w+\s+)?([A-Z0-9_.]+)", text, re.MULTILINE)
+    exits = [i for i, (predicate, opcode) in enumerate(lines) if opcode == "EXIT" and not predicate]
+    return usage, [opcode for _, opcode in lines], exits[0] + 1
+
+
+def widths(opcodes: list[str], name: str) -> dict[str, int]:
+    """How many global accesses there are of each width in bits."""
+    found = collections.Counter()
+    for opcode in opcodes:
+        if opcode.startswith(name + "."):
+            width = re.search(r"\.[US]?(8|16|64|128|256)(?:\.|$)", opcode)
+            found[int(width.group(1)) if width else 32] += 1
+    return {str(width): found[width] for width in sorted(found)}
+
+
+def nvidia_row(compiled: object, per_thread: float) -> dict[str, object]:
+    usage, opcodes, ordinary = disassemble(compiled.asm["cubin"])
+    return {
+        "registers": usage["REG"],
+        "stack": usage["STACK"] + usage["LOCAL"],
+        "local accesses": sum(opcode.startswith(("LDL", "STL")) for opcode in opcodes),
+        "double": sum(bool(re.match(r"D(FMA|MUL|ADD)\b", opcode)) for opcode in opcodes),
+        "shared": compiled.metadata.shared,
+        "loads": widths(opcodes, "LDG"),
+        "stores": widths(opcodes, "STG"),
+        "instructions per element": round(ordinary / per_thread, 1),
+        "approximate": sorted(set(APPROXIMATE.findall(compiled.asm["ptx"]))),
+    }
+
+
+def amd_row(compiled: object) -> dict[str, object]:
+    text = compiled.asm["amdgcn"]
+    names = {"registers": "vgpr_count", "vector spills": "vgpr_spill_count", "scalar spills": "sgpr_spill_count"}
+    return {name: int(re.search(rf"\.{key}:\s+(\d+)", text).group(1)) for name, key in names.items()}
+
+
+def row(kernel: affine._Kernel, compiled: object, target: str) -> dict[str, object]:
+    if target.startswith("gfx"):
+        return amd_row(compiled)
+    constants = next((a for a in kernel.arguments if isinstance(a, affine.Constants)), None)
+    if constants is None:
+        elements = kernel.arguments[-1] * kernel.arguments[-2]
+    else:
+        elements = constants.tile.rows * constants.tile.columns
+    return nvidia_row(compiled, elements / (32 * kernel.warps))
+
+
+def machine_code() -> dict[str, object]:
+    """What the machine code of each case, kernel and target is like."""
+    driver = Driver()
+    triton.runtime.driver.set_active(driver)
+    compiled: list[tuple[affine._Kernel, object]] = []
+    affine._Kernel.__call__ = lambda kernel, device, *t: compiled.append((kernel, kernel.run(*t, warmup=True)))
+    table = {}
+    for name, targets, arguments in cases():
+        for target in targets:
+            driver.target = target
+            call(**arguments)
+            for kernel, binary in compiled:
+                short = kernel.kernel.__name__.removeprefix("affine_coupling_").removesuffix("_kernel")
+                table[f"{name} | {short} | {target}"] = row(kernel, binary, target)
+            compiled.clear()
+    return table
+
+
+def grids() -> dict[str, object]:
+    """How batches are cut, for half of the features passive in float32."""
+    table = {}
+    for rows, features in ((64, 2), (10**7, 2), (4096, 64), (1024, 784), (64, 12288), (4, 10**6)):
+        for direction in ("forward", "backward"):
+            tile = affine.tile(features // 2, features // 2, 4, direction == "forward")
+            programs = -(-rows // tile.rows) * tile.chunks
+            per_thread = 4 * tile.rows * tile.columns // (32 * tile.warps)
+            table[f"{rows} x {features} | {direction}"] = {
+                "programs": programs, **tile._asdict(), "bytes of each tensor per thread and step": per_thread
+            }  # fmt: skip
+    return table
+
+
+if __name__ == "__main__":
+    result = {"triton": triton.__version__, "grids": grids(), "machine code": machine_code()}
+    print(json.dumps(result, indent=1))

@@ -1,0 +1,101 @@
+"""The machine code of the CUDA kernels, read back from the module for all default architectures."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from . import compile_cuda
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(compile_cuda.nvcc() is None, reason="no nvcc"),
+    pytest.mark.skipif(compile_cuda.cuobjdump() is None, reason="no cuobjdump"),
+]
+
+COMMITTED = json.loads((Path(__file__).parent / "cuda_table.json").read_text())
+ARCHITECTURES = ("sm_75", "sm_80", "sm_90", "sm_100", "sm_120")
+REGISTERS = 65536  # of a multiprocessor
+THREADS = 256
+
+
+@pytest.fixture(scope="module")
+def built():
+    return compile_cuda.table()
+
+
+def rows(built):
+    return [(arch, name, row) for arch, kernels in built["kernels"].items() for name, row in kernels.items()]
+
+
+def test_all_architectures_have_all_kernels(built):
+    assert set(built["kernels"]) == set(ARCHITECTURES)
+    names = {frozenset(kernels) for kernels in built["kernels"].values()}
+    assert len(names) == 1
+    assert len(names.pop()) == 2 * 2 * 11 + 2  # directions, accesses, pairs of dtypes; and the sums of rows
+
+
+def test_nothing_spills(built):
+    for arch, name, row in rows(built):
+        assert row["local"] == 0, (arch, name)
+        assert row["stack"] == 0, (arch, name)
+
+
+def test_double_precision_stays_in_double_kernels(built):
+    for arch, name, row in rows(built):
+        assert (row["double"] > 0) == ("double" in name), (arch, name)
+
+
+def test_accesses_are_as_wide_as_the_layout_allows(built):
+    """Those of the larger type have 128 bits; of two different types the other's have 64. One more is of the copy."""
+    of_x_and_raw = {"forward": ((1, 2), (1, 0)), "backward": ((2, 1), (1, 2))}  # loads, stores
+    sizes = {"float": 4, "double": 8, "Half": 2, "BFloat16": 2}
+    for arch, name, row in rows(built):
+        if "Neighbours" not in name:
+            continue
+        _, direction, x, raw, _, _ = name.split()
+        for access, (of_x, of_raw) in zip(("loads", "stores"), of_x_and_raw[direction]):
+            wide = of_x * (sizes[x] >= sizes[raw]) + of_raw * (sizes[raw] >= sizes[x])
+            assert row[f"{access} of 128 bits"] == wide + 1, (arch, name)
+
+
+def test_blocks_fit_the_registers(built):
+    """At least half of the threads that a multiprocessor can have, a quarter of them for doubles."""
+    for arch, name, row in rows(built):
+        blocks = REGISTERS // (THREADS * -(-row["registers"] // 8) * 8)
+        assert blocks >= (1 if "double" in name else 3), (arch, name)
+        assert row["shared"] <= 48 * 1024
+
+
+def test_table_is_as_committed(built):
+    if built["nvcc"] != COMMITTED["nvcc"]:
+        pytest.skip(f"the table was made by nvcc {COMMITTED['nvcc']}; this is another")
+    changed = [
+        (arch, name, COMMITTED["kernels"].get(arch, {}).get(name), row)
+        for arch, name, row in rows(built)
+        if COMMITTED["kernels"].get(arch, {}).get(name) != row
+    ]
+    assert not changed, "if on purpose: python tests/cubins/compile_cuda.py > tests/cubins/cuda_table.json"
+
+
+SCRIPT = """
+import importlib.util, os, sys
+spec = importlib.util.spec_from_file_location("flowkernels._cuda", sys.argv[1])
+module = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
+assert "libcuda.so" not in open("/proc/self/maps").read()  # the runtime opens the driver with its first call
+print(module.emulated, *module.architectures, module.device_problem(0), sep="|")
+"""
+
+
+def test_importing_makes_no_call_of_the_runtime_and_a_missing_device_has_a_reason(built):
+    done = subprocess.run([sys.executable, "-c", SCRIPT, compile_cuda.module()], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    emulated, *architectures, problem = done.stdout.strip().split("|")
+    assert emulated == "False"
+    assert architectures == ["75-real", "80-real", "90-real", "100", "120"]
+    assert problem == "None" or problem.startswith("no usable CUDA device: ")

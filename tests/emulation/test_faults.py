@@ -1,0 +1,81 @@
+"""A test of tests: each planted fault must be found by the checks that guard against its kind."""
+
+from __future__ import annotations
+
+import pytest
+
+from .faults import Fault, Tree
+
+pytestmark = pytest.mark.slow
+
+KERNELS = "cuda/affine_coupling.cuh"
+END_OF_FORWARD = """  sum = sum_lanes(sum, a.mapping);
+  if (s.first_lane) store(a.sums + s.number, sum);
+}
+
+// Returns the elements' part of the bound's gradient."""
+
+# name: what is wrong, and what the driver must say about it; None where it may not live to say anything.
+FAULTS = {
+    "no barrier": (
+        Fault("cuda/reduce.cuh", "  __syncthreads();\n", ""),
+        "a block a row: wrong values",
+    ),
+    "one element too many": (
+        Fault("cuda/elements.cuh", "index + s.lanes < s.count", "index + s.lanes <= s.count"),
+        "ragged lanes: wrong values",
+    ),
+    "mask dropped": (
+        Fault(KERNELS, "keep ? z.value[j] : narrow<X>(out.y)", "narrow<X>(out.y)"),
+        "mask: wrong values",
+    ),
+    "mask dropped in a gradient": (
+        Fault(KERNELS, "keep ? R{} : narrow<R>(grad.raw_shift)", "narrow<R>(grad.raw_shift)"),
+        "mask: wrong values",
+    ),
+    "sign of log_det": (
+        Fault("flow/affine_coupling.h", "return {math::exp(log_m), log_m}", "return {math::exp(log_m), -log_m}"),
+        "lanes: wrong values",
+    ),
+    "half of a sum": (
+        Fault("cuda/reduce.cuh", "apart >= columns", "apart > columns"),
+        "lanes: wrong values",
+    ),
+    "32-bit offset": (
+        Fault("cuda/elements.cuh", "t.data + (row * t.stride[0]", "t.data + static_cast<int32_t>(row * t.stride[0]"),
+        None,
+    ),
+    "alignment unchecked": (
+        Fault("cuda/dispatch.cuh", "reinterpret_cast<uintptr_t>(t.data) % bytes == 0 &&", ""),
+        "not aligned",
+    ),
+    "threads that miss a barrier": (
+        Fault("cuda/reduce.cuh", "if (tile <= 32) return", "if (tile <= 32 || threadIdx.x >= 32) return"),
+        "divergent synchronisation",
+    ),
+    "threads that miss an exchange": (
+        Fault(KERNELS, END_OF_FORWARD, "  if (s.count == 0) return;\n" + END_OF_FORWARD),
+        "divergent synchronisation",
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory):
+    return Tree(tmp_path_factory.mktemp("faults"))
+
+
+def test_the_right_kernels_pass(tree):
+    done = tree.run()
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_fault_is_found(tree, name):
+    fault, complaint = FAULTS[name]
+    done = tree.run(fault)
+    assert done.returncode != 0, "the fault was not noticed"
+    if complaint is None:
+        assert done.returncode < 0 or "far rows: wrong values" in done.stdout
+    else:
+        assert complaint in done.stdout
