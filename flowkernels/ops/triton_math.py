@@ -5,7 +5,8 @@ Triton's own are approximate in float32: `tl.exp` is off by up to 64 ulp, `/` is
 Its interpreter hides that, because numpy computes exactly. So in float32 these are made of additions, products, bit
 operations and correctly rounded division alone: what the interpreter measures then holds on a GPU, and no kernel may
 contain anything else. They are right with or without contraction of a * b + c to FMA. In float64 `exp` and `log` are
-Triton's, those of libdevice and OCML, within 1 ulp.
+Triton's, those of libdevice and OCML, within 1 ulp. Triton 3.4 compiles correctly rounded division to div.rn.ftz;
+there, and nowhere else, a subnormal quotient becomes 0.
 """
 
 from __future__ import annotations

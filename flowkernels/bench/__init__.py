@@ -1,0 +1,1 @@
+"""``flowkernels bench``: fused operations against eager PyTorch, torch.compile and other libraries."""

@@ -1,0 +1,158 @@
+"""Other libraries' own coupling layers, given the output of their conditioner: the coupling alone is measured.
+
+Each function imports its library, and returns a map and its inverse of (x, raw) for inputs of the given shapes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import logging
+import warnings
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from .workloads import Pair
+
+
+def _import(name: str) -> ModuleType:
+    # Some of these libraries warn on import about what does not concern us.
+    with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+        warnings.simplefilter("ignore")
+        return importlib.import_module(name)
+
+
+class _Given(torch.nn.Module):
+    """A conditioner that returns what it was given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.held: list[Tensor] = [torch.empty(0)]  # a list: assigning a tensor to a module's attribute takes a while
+
+    def forward(self, *_: object) -> Tensor:
+        return self.held[0]
+
+
+def normflows_sigmoid(x: Tensor, raw: Tensor) -> Pair:
+    """normflows' AffineCouplingBlock; its forward is our formula."""
+    flows = _import("normflows.flows")
+    given = _Given()
+    block = flows.AffineCouplingBlock(given, scale_map="sigmoid")
+
+    def forward(x, raw):
+        given.held[0] = raw
+        return block(x)
+
+    def inverse(y, raw):
+        given.held[0] = raw
+        return block.inverse(y)
+
+    return Pair(forward, inverse)
+
+
+def nflows_sigmoid(x: Tensor, raw: Tensor) -> Pair:
+    """nflows' AffineCouplingTransform, which transforms where its mask is 1."""
+    coupling = _import("nflows.transforms.coupling")
+    given = _Given()
+    mask = (torch.arange(x.shape[1]) >= x.shape[1] // 2).int()
+    layer = coupling.AffineCouplingTransform(mask, lambda inputs, outputs: given).to(x.device)
+
+    def forward(x, raw):
+        given.held[0] = raw
+        return layer(x)
+
+    def inverse(y, raw):
+        given.held[0] = raw
+        return layer.inverse(y)
+
+    return Pair(forward, inverse)
+
+
+def freia_atan(x: Tensor, raw: Tensor) -> Pair:
+    """FrEIA's AffineCouplingOneSided with its default clamp."""
+    modules = _import("FrEIA.modules")
+    given = _Given()
+    layer = modules.AffineCouplingOneSided([tuple(x.shape[1:])], subnet_constructor=lambda inputs, outputs: given)
+
+    def forward(x, raw):
+        given.held[0] = raw
+        (y,), log_det = layer([x])
+        return y, log_det
+
+    def inverse(y, raw):
+        given.held[0] = raw
+        (x,), log_det = layer([y], rev=True)
+        return x, log_det
+
+    return Pair(forward, inverse)
+
+
+def zuko_softclip(x: Tensor, raw: Tensor) -> Pair:
+    """zuko's GeneralCouplingTransform, which keeps where its mask is True."""
+    flows = _import("zuko.flows")
+    given = _Given()
+    mask = torch.arange(x.shape[1]) < x.shape[1] // 2
+    layer = flows.GeneralCouplingTransform(x.shape[1], mask=mask)
+    layer.hyper = given
+    layer.to(x.device)
+
+    def forward(x, raw):
+        given.held[0] = raw.flatten(1)
+        return layer().call_and_ladj(x)
+
+    def inverse(y, raw):
+        given.held[0] = raw.flatten(1)
+        return layer().inv.call_and_ladj(y)
+
+    return Pair(forward, inverse)
+
+
+class Jitted:
+    """A pair of JAX functions of (x, raw) under jit, with its arrays, and how torch's inputs become them."""
+
+    def __init__(self, forward, inverse, arrays) -> None:
+        import jax
+
+        self.jax = jax
+        self.arrays = arrays  # from torch tensors (x, raw)
+        self.pair = Pair(jax.jit(forward), jax.jit(inverse))
+
+        def train(x, raw, grad_y, grad_log_det):
+            outputs, pull_back = jax.vjp(forward, x, raw)
+            return outputs, pull_back((grad_y, grad_log_det))
+
+        self.train = jax.jit(train)
+
+
+def flowjax_softplus(x: Tensor, raw: Tensor) -> Jitted:
+    """flowjax's Coupling of Affine under jit and vmap."""
+    if x.device.type != "cpu":
+        raise ImportError("flowjax is measured on the CPU only")
+    logging.getLogger("jax").setLevel(logging.ERROR)
+    bijections = _import("flowjax.bijections")
+    equinox, jax = _import("equinox"), _import("jax")
+    coupling = bijections.Coupling(
+        jax.random.key(0),
+        transformer=bijections.Affine(),
+        untransformed_dim=x.shape[1] // 2,
+        dim=x.shape[1],
+        nn_width=1,
+        nn_depth=0,
+    )
+    # The parameters are what the conditioner returns plus those of Affine(), whose scale is softplus of this.
+    start = torch.tensor([0.0, torch.expm1(torch.tensor(1.0)).log().item()])
+
+    def given(raw):
+        return equinox.tree_at(lambda c: c.conditioner, coupling, lambda _: raw.reshape(-1))
+
+    def arrays(x: Tensor, raw: Tensor):
+        return jax.numpy.asarray(x.numpy()), jax.numpy.asarray((raw - start).numpy())
+
+    return Jitted(
+        jax.vmap(lambda x, raw: given(raw).transform_and_log_det(x)),
+        jax.vmap(lambda y, raw: given(raw).inverse_and_log_det(y)),
+        arrays,
+    )
