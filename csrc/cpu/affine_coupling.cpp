@@ -242,7 +242,8 @@ void copy_passive(const Tiling& tiling, const View& from, const void* source, co
 template <class T>
 void sum_rows(const Tile& tile, const T* terms, T* log_det) {
   const int64_t per_row = tile.elements() / tile.size[0];
-  for (int64_t r = 0; r < tile.size[0]; ++r) log_det[tile.start[0] + r] = sum(terms + r * per_row, per_row);
+  for (int64_t r = 0; r < tile.size[0]; ++r)
+    log_det[tile.start[0] + r] = static_cast<T>(sum(terms + r * per_row, per_row));
 }
 
 // Adds up what the parts of each row came to, in order.

@@ -245,11 +245,12 @@ inline void copy_tile(const View& from, const void* source, const View& to, void
   }
 }
 
-// Sums in two levels: 64 lanes, then a tree over them. A single running sum in float32 is twice as wrong as torch's.
+// Sums in two levels: 64 lanes, then those in double precision. A single running sum in float32 is twice as wrong as
+// torch's.
 template <class T>
-T sum(const T* __restrict values, int64_t count) {
+double sum(const T* __restrict values, int64_t count) {
+  double total = 0;
   if (count < 64) {
-    T total = 0;
 #pragma omp simd reduction(+ : total)
     for (int64_t i = 0; i < count; ++i) total += values[i];
     return total;
@@ -261,10 +262,9 @@ T sum(const T* __restrict values, int64_t count) {
     for (int j = 0; j < 64; ++j) lanes[j] += values[i + j];
   }
   for (int j = 0; i + j < count; ++j) lanes[j] += values[i + j];
-  for (int width = 32; width > 0; width /= 2) {
-    for (int j = 0; j < width; ++j) lanes[j] += lanes[j + width];
-  }
-  return lanes[0];
+#pragma omp simd reduction(+ : total)
+  for (int j = 0; j < 64; ++j) total += lanes[j];
+  return total;
 }
 
 }  // namespace
