@@ -49,9 +49,7 @@ class StandardNormal(nn.Module):
         z = z.flatten(1).to(torch.promote_types(z.dtype, torch.float32))
         return -0.5 * (z * z).sum(1) - 0.5 * math.log(2 * math.pi) * z.shape[1]
 
-    def rsample(
-        self, n: int, context: Tensor | None, temperature: float, generator: torch.Generator | None
-    ) -> Tensor:
+    def rsample(self, n: int, context: Tensor | None, temperature: float, generator: torch.Generator | None) -> Tensor:
         if self.event_shape is None:
             raise ValueError("sampling from a standard normal base needs event_shape: fk.Flow(layers, event_shape=...)")
         place = self._place
@@ -156,9 +154,7 @@ class DistributionBase(nn.Module):
         _check_event(z, self.event_shape)
         return self.distribution.log_prob(z)
 
-    def rsample(
-        self, n: int, context: Tensor | None, temperature: float, generator: torch.Generator | None
-    ) -> Tensor:
+    def rsample(self, n: int, context: Tensor | None, temperature: float, generator: torch.Generator | None) -> Tensor:
         base = self.distribution
         name = type(base.base_dist if isinstance(base, distributions.Independent) else base).__name__
         if torch.is_grad_enabled() and not base.has_rsample:

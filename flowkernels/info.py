@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 from types import ModuleType
+from typing import Any
 
 import torch
 
@@ -58,7 +59,7 @@ def _built() -> dict[str, str]:
     return lines
 
 
-def _words(value: object) -> str:
+def _words(value: Any) -> str:
     return value if isinstance(value, str) else ", ".join(map(str, value))
 
 

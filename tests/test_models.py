@@ -70,8 +70,13 @@ def test_realnvp_learns():
 
 @pytest.mark.parametrize(
     "kwargs",
-    [{"features": 1}, {"features": 2.0}, {"features": 4, "transforms": 0}, {"features": 4, "hidden": (8, 0)},
-     {"features": 4, "context": -1}],
+    [
+        {"features": 1},
+        {"features": 2.0},
+        {"features": 4, "transforms": 0},
+        {"features": 4, "hidden": (8, 0)},
+        {"features": 4, "context": -1},
+    ],
 )
 def test_numbers_out_of_range_are_named(kwargs):
     name, value = list(kwargs.items())[-1]

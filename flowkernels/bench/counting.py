@@ -63,7 +63,7 @@ def _moves_nothing(operation: torch._ops.OpOverload) -> bool:
 
 def _tensors(tree: object) -> list[Tensor]:
     """The distinct tensors of a nested structure: what is passed twice is read once."""
-    found = {}
+    found: dict[tuple, Tensor] = {}
     for leaf in tree_leaves(tree):
         if isinstance(leaf, Tensor):
             key = (leaf.untyped_storage()._cdata, leaf.storage_offset(), leaf.shape, leaf.stride(), leaf.dtype)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from torch import Tensor
 
@@ -99,7 +101,7 @@ def _makers(problem: Problem, mode: str, compiling: bool) -> dict[str, Callable[
     if compiling:
         makers[COMPILE] = lambda: sides.compiled(problem, mode)
     for name, load in problem.peers.items():
-        makers[name] = lambda name=name, load=load: _peer(name, load, problem, mode)
+        makers[name] = functools.partial(_peer, name, load, problem, mode)
     cost = problem.cost(mode)
     makers[OURS] = lambda: dataclasses.replace(
         sides.of_torch(OURS, ours, problem, mode, counted=False), count=lambda: cost
@@ -107,7 +109,7 @@ def _makers(problem: Problem, mode: str, compiling: bool) -> dict[str, Callable[
     return makers
 
 
-def _peer(name: str, load: Callable[[], object], problem: Problem, mode: str) -> Contestant:
+def _peer(name: str, load: Callable[[], Any], problem: Problem, mode: str) -> Contestant:
     made = load()
     if isinstance(made, sides.Jitted):
         return sides.of_jax(name, made, problem, mode)

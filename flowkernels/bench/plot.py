@@ -25,7 +25,9 @@ def draw(path: pathlib.Path, facts: dict[str, str], results: Sequence[Result]) -
     names = list(dict.fromkeys(r.workload.name for r in bars))
     height = 1.4 + 0.36 * len(names)
     figure = Figure(figsize=(13, height + 4.6), dpi=130, layout="constrained")
-    above, below = figure.subfigures(2, 1, height_ratios=(height, 4.2), hspace=0.03)
+    above, below = figure.subfigures(  # type: ignore[misc]
+        2, 1, height_ratios=(height, 4.2), hspace=0.03
+    )
     for axes, mode in zip(above.subplots(1, 2, sharey=True), (FORWARD, TRAIN)):
         _bars(axes, mode, names, [r for r in bars if r.mode == mode])
     _legend(above, bars)

@@ -97,9 +97,7 @@ def test_learned_bound_counts_the_transformed_channels():
 def test_state_dict():
     layer = image_layer(learned_bound=True, channels=2)
     assert set(layer.state_dict()) == {"mask", "log_bound", "conditioner.weight", "conditioner.bias"}
-    other = fk.nn.AffineCoupling(
-        nn.Conv2d(2, 4, 3, padding=1), mask=~layer.mask, learned_bound=True, channels=2
-    )
+    other = fk.nn.AffineCoupling(nn.Conv2d(2, 4, 3, padding=1), mask=~layer.mask, learned_bound=True, channels=2)
     other.load_state_dict(copy.deepcopy(layer.state_dict()), strict=True)
     x = torch.randn(2, 2, 3, 2)
     assert torch.equal(other(x)[0], layer(x)[0])

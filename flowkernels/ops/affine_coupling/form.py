@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from typing import Any
 
 # The order is the numbering of `ScaleMap` in csrc/flow/affine_coupling.h. Two public maps split in two there:
 # `sigmoid` has a form without cancellation when nothing is added to it.
@@ -127,7 +128,7 @@ class AffineForm:
     @functools.lru_cache(maxsize=1024)
     def from_spec(spec: str) -> AffineForm:
         """The form that `spec` came from."""
-        values: dict[str, object] = dict(item.split("=", 1) for item in spec.split())
+        values: dict[str, Any] = dict(item.split("=", 1) for item in spec.split())
         for name in ("bound", "offset", "eps", "maximum", "prescale"):
             if name in values:
                 values[name] = float(values[name])
@@ -138,10 +139,10 @@ class AffineForm:
     def __hash__(self) -> int:
         return hash(self.spec)  # a cached string's hash: forms are looked up at every call
 
-    def constant(self, name: str) -> float | None:
-        """The value of a constant of this scale map, its default where it was not given."""
+    def constant(self, name: str) -> float:
+        """The value of a constant of this scale map, its default where it was not given, 0 where it has none."""
         value = getattr(self, name)
-        return CONSTANTS[self.scale].get(name) if value is None else value
+        return (CONSTANTS[self.scale].get(name) or 0.0) if value is None else value
 
     @property
     def bounded(self) -> bool:

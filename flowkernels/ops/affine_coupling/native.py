@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,13 +17,13 @@ def _address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
-def _launch(plan: object, device: torch.device, *tensors: Tensor | None) -> None:
+def _launch(plan: Any, device: torch.device, *tensors: Tensor | None) -> None:
     workspace = torch.empty(plan.workspace, dtype=torch.uint8, device=device) if plan.workspace else None
     stream = current_stream(device) if device.type == "cuda" else 0
     plan(*map(_address, tensors), _address(workspace), device.index or 0, stream)
 
 
-def _launch_on_cpu(plan: object, device: torch.device, *tensors: Tensor | None) -> None:
+def _launch_on_cpu(plan: Any, device: torch.device, *tensors: Tensor | None) -> None:
     plan(*map(_address, tensors), 0, 0, 0)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -25,8 +25,8 @@ _MAX_PLANS = 4096
 class Backend(Protocol):
     """A compiled module, or what stands in its place."""
 
-    AffineForward: Callable[..., object]
-    AffineBackward: Callable[..., object]
+    AffineForward: Callable[..., Any]
+    AffineBackward: Callable[..., Any]
 
 
 # Runs a plan on a device with its tensors, in the order of AffineForwardCall or AffineBackwardCall; None is a null
@@ -34,7 +34,7 @@ class Backend(Protocol):
 Launch = Callable[..., None]
 
 # The values are None where a call has to be made with contiguous copies.
-_plans: dict[tuple, object | None] = {}
+_plans: dict[tuple, Any] = {}
 
 
 def _layout(tensor: Tensor | None) -> tuple | None:
@@ -49,9 +49,10 @@ def _box(named: list[tuple[str, Tensor, Tensor]]) -> tuple[list[int], dict[str, 
     views = [view for _, view, _ in named]
     if 0 in views[0].shape:  # any strides will do, and those of an empty tensor are odd even where it is "contiguous"
         views = [view.new_empty(view.shape[0], 0) for view in views]
-    sizes, strides = coalesce(views[0].shape[1:], [view.stride()[1:] for view in views], 0)
-    return [views[0].shape[0], *sizes], {
-        name: [view.storage_offset() - base.storage_offset(), view.stride(0), *stride]
+    rows, *event = views[0].shape
+    sizes, strides = coalesce(event, [view.stride()[1:] for view in views], 0)
+    return [int(rows), *sizes], {
+        name: [int(view.storage_offset() - base.storage_offset()), view.stride(0), *stride]
         for (name, view, base), stride in zip(named, strides)
     }
 
@@ -138,7 +139,7 @@ def _backward_views(
     return _common(named, raw_views, mask, bound, form, passive, inverse)
 
 
-def _remember(key: tuple, make: Callable[[], object]) -> object | None:
+def _remember(key: tuple, make: Callable[[], Any]) -> Any:
     """The plan that `make` makes, or None where the call needs contiguous copies."""
     try:
         plan = make()

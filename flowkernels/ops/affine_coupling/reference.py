@@ -7,6 +7,7 @@ to what autograd makes of the first. Everything is computed in float32, or float
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -56,7 +57,7 @@ def _softplus(s: Tensor) -> Tensor:
     return torch.logaddexp(s, torch.zeros_like(s))
 
 
-def _log_scale(s: Tensor, form: AffineForm, c: Tensor | float) -> Tensor:
+def _log_scale(s: Tensor, form: AffineForm, c: Any) -> Tensor:
     match form.scale:
         case "exp":
             return s
@@ -89,7 +90,7 @@ def _scale(s: Tensor, form: AffineForm) -> Tensor:
     raise AssertionError(form.scale)
 
 
-def _multiplier(s: Tensor, form: AffineForm, c: Tensor | float | None, divide: bool) -> tuple[Tensor, Tensor]:
+def _multiplier(s: Tensor, form: AffineForm, c: Any, divide: bool) -> tuple[Tensor, Tensor]:
     """m and log |m|."""
     if form.scale == "exp" or form.bounded:
         log_m = _log_scale(s, form, c) * (-1 if divide else 1)
@@ -108,7 +109,7 @@ def _sech2(u: Tensor) -> Tensor:
     return 4 * e / (1 + e) ** 2
 
 
-def _slope(s: Tensor, form: AffineForm, c: Tensor | float | None) -> tuple[Tensor, Tensor | None]:
+def _slope(s: Tensor, form: AffineForm, c: Any) -> tuple[Tensor, Any]:
     """d log a / ds, and d log a / dc for the maps with a bound."""
     eps = form.constant("eps")
     match form.scale:
@@ -239,7 +240,7 @@ def backward(
         if mask is not None:
             grad_log_m = torch.where(mask, torch.zeros_like(grad_log_m), grad_log_m)
         grad_log_a = -grad_log_m if divide else grad_log_m
-        grad_s = form.prescale * (slope * grad_log_a)
+        grad_s = slope * grad_log_a * form.prescale
         if bound is not None:
             grad_bound = (bound_slope * grad_log_a).transpose(0, 1).flatten(1).sum(1).to(bound.dtype)
     grad_t = shift_factor * (grad_x if shift_first else g)
