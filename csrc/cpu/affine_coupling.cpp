@@ -29,11 +29,11 @@ struct BackwardScratch : Scratch<T> {
   alignas(64) Array<T> grad_y, grad_log_det, grad_x, grad_s, grad_t, grad_c;
 };
 
-// The bound of each element of a tile, and its reciprocal.
+// The bound of the elements of a tile and its reciprocal: arrays where it is learned, else one number.
 template <class T>
 struct Bounds {
-  const T* c;
-  const T* inverse_c;
+  const T *c, *inverse_c;
+  T same, inverse_same;
 };
 
 template <class F>
@@ -49,7 +49,11 @@ template <class F>
 void with_formula(const AffinePlan& plan, F&& f) {
   with_map(plan.map, [&](auto map) {
     with_bool(plan.divide, [&](auto divide) {
-      with_bool(plan.shift_first, [&](auto shift_first) { f(map, divide, shift_first); });
+      with_bool(plan.shift_first, [&](auto shift_first) {
+        with_bool(plan.has_bound_tensor, [&](auto learned) {
+          f(map, divide, shift_first, std::bool_constant<has_bound(map()) && learned()>());
+        });
+      });
     });
   });
 }
@@ -60,34 +64,34 @@ void fill(T* array, T value, int64_t count) {
 }
 
 template <class T>
-void fill_bounds(const AffinePlan& plan, Scratch<T>& scratch, int64_t count) {
-  if (plan.has_bound_tensor || !has_bound(plan.map)) return;
-  fill(scratch.c, static_cast<T>(plan.bound), count);
-  fill(scratch.inverse_c, static_cast<T>(1.0 / plan.bound), count);
-}
-
-template <class T>
 Bounds<T> bounds(const AffinePlan& plan, const void* bound, const Tile& tile, Scratch<T>& scratch) {
-  if (!plan.has_bound_tensor) return {scratch.c, scratch.inverse_c};
+  if (!plan.has_bound_tensor) {
+    return {scratch.c, scratch.inverse_c, static_cast<T>(plan.bound), static_cast<T>(1.0 / plan.bound)};
+  }
   const T* c = gather(plan.bound_view, static_cast<const T*>(bound), tile, scratch.c);
   const int64_t count = tile.elements();
   for (int64_t i = 0; i < count; ++i) scratch.inverse_c[i] = T(1) / c[i];
-  return {c, scratch.inverse_c};
+  return {c, scratch.inverse_c, T(0), T(0)};
 }
 
 // The flags are template arguments because g++ vectorises no loop that selects by a run-time constant.
-template <ScaleMap map, bool divide, bool shift_first, class T>
+template <ScaleMap map, bool divide, bool shift_first, bool learned, class T>
 void forward_tile(const Walk& walk, Rows<const T> x, Rows<const T> s, Rows<const T> t, Bounds<T> bounds,
                   const AffineConstants<T> k, Rows<T> y, T* terms) {
+  constexpr bool additive = map == ScaleMap::additive;
+  const T same = bounds.same, inverse_same = bounds.inverse_same;
   for (int64_t r = 0; r < walk.rows; ++r) {
-    const T* __restrict xs = x[r], * __restrict ss = s[r], * __restrict ts = t[r];
-    const T* __restrict c = bounds.c + r * walk.length, * __restrict inverse_c = bounds.inverse_c + r * walk.length;
-    T* __restrict ys = y[r], * __restrict logs = terms + r * walk.length;
+    const T* __restrict xs = x[r];
+    const T* __restrict ss = s[r];
+    const T* __restrict ts = t[r];
+    const T* __restrict c = bounds.c + r * walk.length;
+    const T* __restrict inverse_c = bounds.inverse_c + r * walk.length;
+    T* __restrict ys = y[r];
+    T* __restrict logs = terms + r * walk.length;
 #pragma omp simd
     for (int64_t i = 0; i < walk.length; ++i) {
-      const AffineOutput<T> out =
-          affine_forward<map>(xs[i], map == ScaleMap::additive ? T(0) : ss[i], ts[i], has_bound(map) ? c[i] : T(1),
-                              has_bound(map) ? inverse_c[i] : T(1), k, divide, shift_first);
+      const AffineOutput<T> out = affine_forward<map>(xs[i], additive ? T(0) : ss[i], ts[i], learned ? c[i] : same,
+                                                      learned ? inverse_c[i] : inverse_same, k, divide, shift_first);
       ys[i] = out.y;
       logs[i] = out.log_m;
     }
@@ -98,19 +102,27 @@ template <ScaleMap map, bool divide, bool shift_first, bool learned, class T>
 void backward_tile(const Walk& walk, Rows<const T> grad_y, const T* grad_log_det, Rows<const T> saved, Rows<const T> s,
                    Bounds<T> bounds, const AffineConstants<T> k, Rows<T> grad_x, Rows<T> grad_s, Rows<T> grad_t,
                    T* grad_c) {
+  constexpr bool additive = map == ScaleMap::additive;
+  const T same = bounds.same, inverse_same = bounds.inverse_same;
   for (int64_t r = 0; r < walk.rows; ++r) {
-    const T* __restrict gs = grad_y[r], * __restrict vs = saved[r], * __restrict ss = s[r];
     const int64_t start = r * walk.length;
-    const T* __restrict ls = grad_log_det + start;
-    const T* __restrict c = bounds.c + start, * __restrict inverse_c = bounds.inverse_c + start;
-    T* __restrict gx = grad_x[r], * __restrict gs_out = grad_s[r], * __restrict gt = grad_t[r], * __restrict gc = grad_c + start;
+    const T* __restrict gy = grad_y[r];
+    const T* __restrict gl = grad_log_det + start;
+    const T* __restrict vs = saved[r];
+    const T* __restrict ss = s[r];
+    const T* __restrict c = bounds.c + start;
+    const T* __restrict inverse_c = bounds.inverse_c + start;
+    T* __restrict gx = grad_x[r];
+    T* __restrict gs = grad_s[r];
+    T* __restrict gt = grad_t[r];
+    T* __restrict gc = grad_c + start;
 #pragma omp simd
     for (int64_t i = 0; i < walk.length; ++i) {
-      const AffineGradient<T> gradient = affine_backward<map>(
-          gs[i], ls[i], map == ScaleMap::additive ? T(0) : vs[i], map == ScaleMap::additive ? T(0) : ss[i],
-          has_bound(map) ? c[i] : T(1), has_bound(map) ? inverse_c[i] : T(1), k, divide, shift_first);
+      const AffineGradient<T> gradient =
+          affine_backward<map>(gy[i], gl[i], additive ? T(0) : vs[i], additive ? T(0) : ss[i], learned ? c[i] : same,
+                               learned ? inverse_c[i] : inverse_same, k, divide, shift_first);
       gx[i] = gradient.x;
-      gs_out[i] = gradient.raw_scale;
+      gs[i] = gradient.raw_scale;
       gt[i] = gradient.raw_shift;
       if (learned) gc[i] = gradient.bound;
     }
@@ -152,8 +164,9 @@ void forward_one(const AffineForwardPlan& plan, const AffineForwardCall& call, c
       call.scale == nullptr ? t : load(common.scale, call.scale, common.raw_dtype, tile, walk, scratch.s);
   const Rows<T> y = target(plan.y, call.y, common.x_dtype, tile, walk, scratch.y);
   const Bounds<T> c = bounds(common, call.bound, tile, scratch);
-  with_formula(common, [&](auto map, auto divide, auto shift_first) {
-    forward_tile<map(), divide(), shift_first()>(walk, x, s, t, c, affine_constants<T>(common), y, scratch.terms);
+  with_formula(common, [&](auto map, auto divide, auto shift_first, auto learned) {
+    forward_tile<map(), divide(), shift_first(), learned()>(walk, x, s, t, c, affine_constants<T>(common), y,
+                                                            scratch.terms);
   });
   if (common.has_mask) {
     const uint8_t* mask = load_mask(common, call.mask, tile, scratch.mask);
@@ -178,12 +191,10 @@ void backward_one(const AffineBackwardPlan& plan, const AffineBackwardCall& call
   const Rows<T> grad_x = target(plan.grad_x, call.grad_x, common.x_dtype, tile, walk, scratch.grad_x);
   const Rows<T> grad_s = target(plan.grad_scale, call.grad_scale, common.raw_dtype, tile, walk, scratch.grad_s);
   const Rows<T> grad_t = target(plan.grad_shift, call.grad_shift, common.raw_dtype, tile, walk, scratch.grad_t);
-  with_formula(common, [&](auto map, auto divide, auto shift_first) {
-    with_bool(call.grad_bound != nullptr, [&](auto learned) {
-      backward_tile<map(), divide(), shift_first(), has_bound(map()) && learned()>(
-          walk, grad_y, scratch.grad_log_det, saved, s, c, affine_constants<T>(common), grad_x, grad_s, grad_t,
-          scratch.grad_c);
-    });
+  with_formula(common, [&](auto map, auto divide, auto shift_first, auto learned) {
+    backward_tile<map(), divide(), shift_first(), learned()>(walk, grad_y, scratch.grad_log_det, saved, s, c,
+                                                             affine_constants<T>(common), grad_x, grad_s, grad_t,
+                                                             scratch.grad_c);
   });
   if (common.has_mask) {
     const uint8_t* mask = load_mask(common, call.mask, tile, scratch.mask);
@@ -282,7 +293,6 @@ void forward(const AffineForwardPlan& plan, const AffineForwardCall& call) {
 #pragma omp parallel if (elements(plan.common.active) + elements(plan.common.passive) >= kThreadedElements)
   {
     Scratch<T> scratch;
-    fill_bounds(plan.common, scratch, smaller(kTile, elements(plan.common.active)));
 #pragma omp for schedule(static) nowait
     for (int64_t i = 0; i < tiles; ++i) {
       const Tile tile = tiling.tile(i);
@@ -310,7 +320,6 @@ void backward(const AffineBackwardPlan& plan, const AffineBackwardCall& call) {
   {
     BackwardScratch<T> scratch;
     const int64_t used = smaller(kTile, elements(common.active));
-    fill_bounds(common, scratch, used);
     if (call.grad_y == nullptr) fill(scratch.grad_y, T(0), used);
     if (grad_log_det == nullptr) fill(scratch.grad_log_det, T(0), used);
 #pragma omp for schedule(static) nowait

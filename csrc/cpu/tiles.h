@@ -14,7 +14,7 @@ namespace {
 
 constexpr int64_t kTile = 1024;
 constexpr int64_t kDirectRow = 128;           // rows at least this long are tiles of their own, which need no copy
-constexpr int64_t kThreadedElements = 32768;  // below this, waking threads costs more than it saves
+constexpr int64_t kThreadedElements = 8192;  // below this, waking threads costs more than it saves
 
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 

@@ -173,9 +173,7 @@ FK_INLINE AffineOutput<T> affine_forward(T x, T raw_scale, T raw_shift, T c, T i
                                          bool divide, bool shift_first) {
   const Multiplier<T> scale = multiplier<map>(k.scale_factor * raw_scale, c, inverse_c, k, divide);
   const T shift = k.shift_factor * raw_shift;
-  const T before = shift_first ? shift : T(0);
-  const T after = shift_first ? T(0) : shift;
-  return {scale.m * (x + before) + after, scale.log_m};
+  return {shift_first ? scale.m * (x + shift) : scale.m * x + shift, scale.log_m};
 }
 
 template <class T>
