@@ -34,7 +34,7 @@ class Stage:
 
 
 STAGES = (
-    Stage("suite", ("tests", "--ignore=tests/gpu"), least=1, skips=("no nvcc", "this processor has no")),
+    Stage("suite", ("tests", "--ignore=tests/gpu"), least=1, skips=("this processor has no", "needs TRITON_INTERPRET=1 or a GPU")),
     Stage("doctests", ("--doctest-modules", "flowkernels"), least=1),
     Stage("interpreter", ("tests/ops", "-k", "triton"), least=1, environment=(("TRITON_INTERPRET", "1"),)),
     Stage("avx2", ("tests/ops", "-k", "cpu"), least=1, environment=(("FLOWKERNELS_ISA", "avx2"),)),

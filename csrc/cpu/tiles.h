@@ -245,12 +245,12 @@ inline void copy_tile(const View& from, const void* source, const View& to, void
   }
 }
 
-// Sums in two levels: 64 lanes, then those in double precision. A single running sum in float32 is twice as wrong as
-// torch's.
+// Sums in two levels: lanes, then those in a tree or in double precision. A single running sum in float32 is twice as
+// wrong as torch's.
 template <class T>
 double sum(const T* __restrict values, int64_t count) {
-  double total = 0;
-  if (count < 64) {
+  if (count <= 256) {
+    T total = 0;
 #pragma omp simd reduction(+ : total)
     for (int64_t i = 0; i < count; ++i) total += values[i];
     return total;
@@ -262,6 +262,7 @@ double sum(const T* __restrict values, int64_t count) {
     for (int j = 0; j < 64; ++j) lanes[j] += values[i + j];
   }
   for (int j = 0; i + j < count; ++j) lanes[j] += values[i + j];
+  double total = 0;
 #pragma omp simd reduction(+ : total)
   for (int j = 0; j < 64; ++j) total += lanes[j];
   return total;
