@@ -277,9 +277,8 @@ void sum_groups(int64_t groups, int64_t channels, const double* totals, T* grad_
   }
 }
 
-void expect_large(void* output, const AffinePlan& plan) {
-  if (output != nullptr)
-    advise_huge_pages(output, (elements(plan.active) + elements(plan.passive)) * size_of(plan.x_dtype));
+void expect_large(void* output, int64_t count, Dtype dtype) {
+  if (output != nullptr) advise_huge_pages(output, count * size_of(dtype));
 }
 
 template <class T>
@@ -289,7 +288,7 @@ void forward(const AffineForwardPlan& plan, const AffineForwardCall& call) {
   const Zeros partial(parts > 1 ? tiles : 0);
   T* log_det = static_cast<T*>(call.log_det);
   if (tiles == 0) fill(log_det, T(0), plan.common.active.size[0]);
-  expect_large(call.y, plan.common);
+  expect_large(call.y, elements(plan.common.active) + elements(plan.common.passive), plan.common.x_dtype);
 #pragma omp parallel if (elements(plan.common.active) + elements(plan.common.passive) >= kThreadedElements)
   {
     Scratch<T> scratch;
@@ -315,7 +314,11 @@ void backward(const AffineBackwardPlan& plan, const AffineBackwardCall& call) {
   const int64_t tiles = tiling.count(), groups = call.grad_bound == nullptr ? tiles : smaller(tiles, kBoundParts);
   const Zeros totals(call.grad_bound == nullptr ? 0 : groups * common.channels);
   const T* grad_log_det = static_cast<const T*>(call.grad_log_det);
-  expect_large(call.grad_x, common);
+  const int64_t active = elements(common.active);
+  const bool one_tensor = call.grad_scale == call.grad_shift;  // both halves of raw's gradient
+  expect_large(call.grad_x, active + elements(common.passive), common.x_dtype);
+  expect_large(call.grad_shift, one_tensor ? 2 * active : active, common.raw_dtype);
+  if (!one_tensor) expect_large(call.grad_scale, active, common.raw_dtype);
 #pragma omp parallel if (elements(common.active) + elements(common.passive) >= kThreadedElements)
   {
     BackwardScratch<T> scratch;

@@ -144,13 +144,11 @@ def inputs(call: Call) -> Inputs:
 
 
 def cast(values: Tensor, dtype: torch.dtype) -> Tensor:
-    """Another dtype with the strides kept, also those of 0."""
+    """Another dtype in the same memory layout: strides, those of 0 among them, and the offset into the storage."""
     if values.dtype == dtype:
         return values
-    if 0 in values.stride() and values.numel():
-        return values[:1].to(dtype).expand(values.shape)
-    result = torch.empty_strided(values.shape, values.stride(), dtype=dtype)
-    return result.copy_(values)
+    storage = torch.empty(0, dtype=values.dtype, device=values.device).set_(values.untyped_storage())
+    return storage.to(dtype).as_strided(values.shape, values.stride(), values.storage_offset())
 
 
 BY_FORM = [

@@ -31,14 +31,15 @@ def evaluate(given_inputs, tensors, cotangents):
     return outputs, dict(zip(leaves, grads))
 
 
-def compare(backend, call, x_dtype=torch.float32, raw_dtype=torch.float32, guarded=None):
+def compare(backend, call, x_dtype=torch.float32, raw_dtype=torch.float32, guarded=None, device="cpu"):
     """A backend's values and gradients against the float64 reference on the very same rounded inputs."""
-    case = inputs(call)
     dtypes = {"x": x_dtype, "raw": raw_dtype, "shift": raw_dtype, "bound": torch.promote_types(x_dtype, torch.float32)}
-    tensors = {name: cast(t, dtypes[name]) for name, t in case.tensors.items()}
-    exact_inputs = {name: cast(t, torch.float64) for name, t in tensors.items()}
-    y_cotangent = cast(torch.randn_like(exact_inputs["x"]), x_dtype)
-    cotangents = (y_cotangent, torch.randn(call.shape[0], dtype=torch.float32))
+    with torch.device(device):
+        case = inputs(call)
+        tensors = {name: cast(t, dtypes[name]) for name, t in case.tensors.items()}
+        exact_inputs = {name: cast(t, torch.float64) for name, t in tensors.items()}
+        y_cotangent = cast(torch.randn_like(exact_inputs["x"]), x_dtype)
+        cotangents = (y_cotangent, torch.randn(call.shape[0], dtype=torch.float32))
     with fk.backend(backend):
         if guarded is None:
             (y, log_det), grads = evaluate(case, tensors, cotangents)
