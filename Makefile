@@ -18,7 +18,7 @@ test: install  ## everything that can be proven without a GPU
 gpu: install  ## everything that only a GPU shows, as one JSON to paste
 	$(BIN)/python tests/gpu/run.py
 
-check: install $(VENV)/dev.stamp  ## style, types and the quick tests
+check: install  ## style, types and the quick tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run --Werror $$(find csrc tests -name '*.h' -o -name '*.cuh' -o -name '*.cpp' -o -name '*.cu')
@@ -38,11 +38,7 @@ $(VENV)/torch.stamp: $(VENV)/bin/python
 # Without isolation, so that a second build finds the compiled objects of the first.
 $(VENV)/install.stamp: $(VENV)/torch.stamp pyproject.toml $(NATIVE)
 	@echo "make: building and installing flowkernels into $(VENV)"
-	$(BIN)/pip install --quiet --no-build-isolation --editable ".[test,train]"
-	@touch $@
-
-$(VENV)/dev.stamp: $(VENV)/install.stamp
-	$(BIN)/pip install --quiet --no-build-isolation --editable ".[dev]"
+	$(BIN)/pip install --quiet --no-build-isolation --editable ".[test,train,dev]"
 	@touch $@
 
 clean:

@@ -76,7 +76,8 @@ class CMakeBuild(build_ext):
     """Builds all modules by one CMake run."""
 
     def run(self):
-        build = Path(self.build_temp).resolve()
+        # Always the same place, so that a second build finds the compiled objects of the first.
+        build = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}"
         build.mkdir(parents=True, exist_ok=True)
         names = [extension.name.rpartition(".")[2] for extension in self.extensions]
         options = [
@@ -84,6 +85,7 @@ class CMakeBuild(build_ext):
             f"-DFLOWKERNELS_BUILD_CUDA={'ON' if '_cuda' in names else 'OFF'}",
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={self.pybind11_directory()}",
+            f"-DCMAKE_MAKE_PROGRAM={shutil.which('ninja')}",  # pip's isolated environments come and go
         ]
         if "_cuda" in names:
             compiler = nvcc()
