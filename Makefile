@@ -4,6 +4,7 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV ?= .venv
 BIN := $(VENV)/bin
+TORCH_STAMP := $(VENV)/$(subst =,-,$(TORCH)).stamp
 BUILD_REQUIRES := "setuptools>=77" "cmake>=3.18" ninja "pybind11>=2.13"
 NATIVE := setup.py CMakeLists.txt $(shell find csrc -name '*.h' -o -name '*.cuh' -o -name '*.cpp' -o -name '*.cu')
 
@@ -31,12 +32,12 @@ $(VENV)/bin/python:
 	@echo "make: creating $(VENV) with $(PYTHON) and $(TORCH)"
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/torch.stamp: $(VENV)/bin/python
+$(TORCH_STAMP): $(VENV)/bin/python
 	$(BIN)/pip install --quiet "$(TORCH)" $(BUILD_REQUIRES)
 	@touch $@
 
 # Without isolation, so that a second build finds the compiled objects of the first.
-$(VENV)/install.stamp: $(VENV)/torch.stamp pyproject.toml $(NATIVE)
+$(VENV)/install.stamp: $(TORCH_STAMP) pyproject.toml $(NATIVE)
 	@echo "make: building and installing flowkernels into $(VENV)"
 	$(BIN)/pip install --quiet --no-build-isolation --editable ".[test,train,dev]"
 	@touch $@

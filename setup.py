@@ -6,6 +6,7 @@ No GPU is ever asked for and torch is not needed.
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -32,7 +33,8 @@ def say(text):
 def cxx_compiler():
     """The C++ compiler that CMake would take, or None."""
     wanted = os.environ.get("CXX")
-    return next(filter(None, map(shutil.which, [wanted] if wanted else ["c++", "g++", "clang++"])), None)
+    names = shlex.split(wanted)[:1] if wanted else ["c++", "g++", "clang++"]
+    return next(filter(None, map(shutil.which, names)), None)
 
 
 def nvcc():
@@ -63,7 +65,7 @@ def modules():
     if cxx_compiler() is None:
         if cuda == "on":
             raise SystemExit("FLOWKERNELS_CUDA=on, but no C++ compiler was found")
-        if "off" not in (cpu, cuda) or cpu == "auto":
+        if cpu == "auto":
             say("no C++ compiler found: installing pure Python (Triton and reference backends)")
         return []
     if cuda == "auto" and nvcc() is None:

@@ -18,6 +18,14 @@ def inside_transform() -> bool:
     return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
 
 
+def batched(*tensors: Tensor | None) -> bool:
+    """Whether a gradient stands for many: autograd's `is_grads_batched` and vmap over a backward pass."""
+    functorch = torch._C._functorch
+    return any(
+        t is not None and (functorch.is_legacy_batchedtensor(t) or functorch.is_batchedtensor(t)) for t in tensors
+    )
+
+
 @torch.compiler.assume_constant_result
 def tracing_inside_transform() -> bool:
     """`inside_transform` while torch.compile traces: evaluated, because Dynamo takes the stack it sees for a value."""
@@ -25,8 +33,12 @@ def tracing_inside_transform() -> bool:
 
 
 def plain_eager(*tensors: Tensor | None) -> bool:
-    """Whether nothing but ordinary eager execution of ordinary tensors is going on: no dispatch mode, no subclass."""
-    return torch._C._len_torch_dispatch_stack() == 0 and _PLAIN.issuperset(map(type, tensors))
+    """Whether ordinary tensors are executed eagerly and nothing watches: no dispatch mode, no subclass, no tracing."""
+    return (
+        torch._C._len_torch_dispatch_stack() == 0
+        and torch._C._get_tracing_state() is None
+        and _PLAIN.issuperset(map(type, tensors))
+    )
 
 
 def current_stream(device: torch.device) -> int:

@@ -9,6 +9,16 @@ from .ops.affine_coupling import AffineForm
 from .ops.affine_coupling import affine_coupling as _affine_coupling
 
 _EXP = AffineForm()
+_STRIDED = torch.strided
+
+
+def _check_tensor(name: str, value: object, optional: bool) -> None:
+    if isinstance(value, Tensor):
+        if value.layout is not _STRIDED:
+            raise TypeError(f"{name} must be a dense tensor; got layout {value.layout}")
+    elif not (optional and value is None):
+        pair = " or a (scale, shift) pair of tensors" if name == "raw" else ""
+        raise TypeError(f"{name} must be a tensor{pair}; got {type(value).__name__}")
 
 
 def affine_coupling(
@@ -59,12 +69,25 @@ def affine_coupling(
         (True, torch.Size([8]))
     """
     shift = None
-    if not isinstance(raw, Tensor):
-        if not isinstance(raw, (tuple, list)) or len(raw) != 2:
-            raise TypeError(f"raw must be a tensor or a (scale, shift) pair of tensors; got {type(raw).__name__}")
+    if isinstance(raw, (tuple, list)) and len(raw) == 2:
         raw, shift = raw
+    if not (type(x) is type(raw) is Tensor and shift is mask is bound is None and x.layout is raw.layout is _STRIDED):
+        for name, value, optional in (
+            ("x", x, False),
+            ("raw", raw, False),
+            ("shift", shift, True),
+            ("mask", mask, True),
+            ("bound", bound, True),
+        ):
+            _check_tensor(name, value, optional)
     if not isinstance(form, AffineForm):
         raise TypeError(f"form must be an AffineForm; got {type(form).__name__}")
+    if passive is not None and type(passive) is not int and not isinstance(passive, torch.SymInt):
+        raise TypeError(f"passive must be an integer or None; got {passive!r}")
+    if not isinstance(inverse, bool):
+        raise TypeError(f"inverse must be True or False; got {inverse!r}")
     if bound is not None:
+        if not bound.dtype.is_floating_point:
+            raise TypeError(f"bound must be floating point; got {bound.dtype}")
         bound = bound.to(torch.float64 if x.dtype == torch.float64 else torch.float32)
     return _affine_coupling(x, raw, shift, mask, bound, form, passive or 0, inverse)

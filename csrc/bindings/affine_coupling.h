@@ -76,7 +76,8 @@ inline void* output(uintptr_t address) { return reinterpret_cast<void*>(address)
 template <class Module>
 void bind_affine_coupling(py::module_& module) {
   using Address = uintptr_t;
-  py::class_<AffineForwardPlan>(module, "AffineForward")
+  // Local to the module: pybind11 shares types between modules, and the CPU module has these as well.
+  py::class_<AffineForwardPlan>(module, "AffineForward", py::module_local())
       .def(py::init([](const py::kwargs& arguments) { return affine_forward_plan(arguments); }))
       .def_property_readonly("workspace", &Module::forward_workspace)
       .def(
@@ -89,7 +90,7 @@ void bind_affine_coupling(py::module_& module) {
             Module::forward(plan, call, output(workspace), device, output(stream));
           },
           py::pos_only());
-  py::class_<AffineBackwardPlan>(module, "AffineBackward")
+  py::class_<AffineBackwardPlan>(module, "AffineBackward", py::module_local())
       .def(py::init([](const py::kwargs& arguments) { return affine_backward_plan(arguments); }))
       .def_property_readonly("workspace", &Module::backward_workspace)
       .def(

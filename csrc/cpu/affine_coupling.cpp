@@ -257,23 +257,13 @@ void sum_rows(const Tile& tile, const T* terms, T* log_det) {
     log_det[tile.start[0] + r] = static_cast<T>(sum(terms + r * per_row, per_row));
 }
 
-// Adds up what the parts of each row came to, in order.
+// out[i] = the sum over p of partial[i * step + p * part_step], in order.
 template <class T>
-void sum_parts(int64_t rows, int64_t parts, const double* partial, T* log_det) {
-  for (int64_t row = 0; row < rows; ++row) {
+void add_up(int64_t count, int64_t step, int64_t parts, int64_t part_step, const double* partial, T* out) {
+  for (int64_t i = 0; i < count; ++i) {
     double total = 0;
-    for (int64_t p = 0; p < parts; ++p) total += partial[row * parts + p];
-    log_det[row] = static_cast<T>(total);
-  }
-}
-
-// Adds up the groups' totals of each channel, in order.
-template <class T>
-void sum_groups(int64_t groups, int64_t channels, const double* totals, T* grad_bound) {
-  for (int64_t c = 0; c < channels; ++c) {
-    double total = 0;
-    for (int64_t g = 0; g < groups; ++g) total += totals[g * channels + c];
-    grad_bound[c] = static_cast<T>(total);
+    for (int64_t p = 0; p < parts; ++p) total += partial[i * step + p * part_step];
+    out[i] = static_cast<T>(total);
   }
 }
 
@@ -304,7 +294,7 @@ void forward(const AffineForwardPlan& plan, const AffineForwardCall& call) {
     }
     copy_passive(passive, plan.x_passive, call.x, plan.y_passive, call.y, plan.common.x_dtype);
   }
-  if (parts > 1) sum_parts(plan.common.active.size[0], parts, partial.values, log_det);
+  if (parts > 1) add_up(plan.common.active.size[0], parts, parts, 1, partial.values, log_det);
 }
 
 template <class T>
@@ -342,7 +332,9 @@ void backward(const AffineBackwardPlan& plan, const AffineBackwardCall& call) {
                    call.grad_x, common.x_dtype);
     }
   }
-  if (call.grad_bound != nullptr) sum_groups(groups, common.channels, totals.values, static_cast<T*>(call.grad_bound));
+  if (call.grad_bound != nullptr) {
+    add_up(common.channels, 1, groups, common.channels, totals.values, static_cast<T*>(call.grad_bound));
+  }
 }
 
 }  // namespace

@@ -13,7 +13,7 @@ namespace flowkernels::cpu::FLOWKERNELS_ISA {
 namespace {
 
 constexpr int64_t kTile = 1024;
-constexpr int64_t kDirectRow = 128;           // rows at least this long are tiles of their own, which need no copy
+constexpr int64_t kDirectRow = 128;          // rows at least this long are tiles of their own, which need no copy
 constexpr int64_t kThreadedElements = 8192;  // below this, waking threads costs more than it saves
 
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -249,7 +249,7 @@ inline void copy_tile(const View& from, const void* source, const View& to, void
 // wrong as torch's.
 template <class T>
 double sum(const T* __restrict values, int64_t count) {
-  if (count <= 256) {
+  if (count <= 64) {
     T total = 0;
 #pragma omp simd reduction(+ : total)
     for (int64_t i = 0; i < count; ++i) total += values[i];

@@ -22,7 +22,7 @@ def differentiable(name: str, setup_context: Callable, backward: Callable) -> No
     torch.library.register_autograd(
         f"flowkernels::{name}",
         backward,
-        setup_context=lambda ctx, inputs, output: setup_context(ctx, inputs, output),
+        setup_context=setup_context,
         lib=_LIBRARY,
     )
 

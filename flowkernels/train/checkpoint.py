@@ -23,8 +23,8 @@ def save(path: pathlib.Path, state: dict) -> None:
     os.replace(temporary, path)
 
 
-def load(path: pathlib.Path, device: torch.device | str = "cpu") -> dict:
-    """Read a checkpoint; `path` may be the directory that holds it.
+def load(path: pathlib.Path) -> dict:
+    """Read a checkpoint onto the CPU; `path` may be the directory that holds it.
 
     Raises:
         CommandError: if there is none, or it is not one of ours.
@@ -34,7 +34,7 @@ def load(path: pathlib.Path, device: torch.device | str = "cpu") -> dict:
     if not path.is_file():
         raise CommandError(f"no checkpoint at {path}")
     try:
-        state = torch.load(path, map_location=device, weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise CommandError(f"{path} cannot be read as a checkpoint: {error}") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:

@@ -97,7 +97,7 @@ def _fresh(args: argparse.Namespace, pictures: data.Pictures, device: torch.devi
 
 
 def _resumed(args: argparse.Namespace, pictures: data.Pictures, device: torch.device, out: pathlib.Path) -> Trainer:
-    state = checkpoint.load(out, device)
+    state = checkpoint.load(out)
     config = Config.from_plain(state["config"])
     for name in ("data", "flow", *DEFAULTS):
         given = getattr(args, name)

@@ -252,6 +252,45 @@ def test_export_with_a_dynamic_batch(backend):
             assert torch.equal(got, expected)
 
 
+def test_batched_gradients(backend):
+    """vmap over a backward pass, whose tensors look ordinary and have no memory."""
+    x, raw = torch.randn(2, 3, dtype=torch.float64), torch.randn(2, 6, dtype=torch.float64)
+
+    def function(x, raw):
+        return torch.cat([t.flatten() for t in fk.affine_coupling(x, raw, form=FORM)])
+
+    with fk.backend(backend):
+        expected = torch.autograd.functional.jacobian(function, (x, raw))
+        got = torch.autograd.functional.jacobian(function, (x, raw), vectorize=True)
+        assert all(torch.allclose(a, b) for a, b in zip(got, expected))
+        leaf = x.clone().requires_grad_()
+        (rows,) = torch.autograd.grad(function(leaf, raw), leaf, torch.eye(8, dtype=x.dtype), is_grads_batched=True)
+    assert torch.allclose(rows, expected[0])
+
+
+def test_memory_that_holds_the_negative(backend):
+    """torch keeps the imaginary part of a conjugate as a negated view, which the dispatcher undoes."""
+    x = torch.imag(torch.randn(4, 3, dtype=torch.cfloat).conj())
+    assert x.is_neg()
+    raw = torch.randn(4, 6)
+    leaf = raw.clone().requires_grad_()
+    with fk.backend(backend):
+        y, _ = fk.affine_coupling(x, raw)
+        copied, _ = fk.affine_coupling(x.clone(), leaf)
+        (grad,) = torch.autograd.grad(copied, leaf, x)
+        (same,) = torch.autograd.grad(fk.affine_coupling(x.clone(), leaf)[0], leaf, x.clone())
+    assert torch.equal(y, copied)
+    assert torch.equal(grad, same)
+
+
+def test_jit_trace_sees_the_operator(backend):
+    with fk.backend(backend):
+        traced = torch.jit.trace(
+            lambda x, raw: fk.affine_coupling(x, raw)[0], (torch.ones(4, 2), torch.zeros(4, 4)), check_trace=False
+        )
+        assert torch.equal(traced(torch.full((4, 2), 7.0), torch.zeros(4, 4)), torch.full((4, 2), 7.0))
+
+
 def test_autocast_mixes_dtypes(backend):
     linear = torch.nn.Linear(3, 6)
     x = torch.randn(5, 3)

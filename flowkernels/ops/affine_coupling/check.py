@@ -32,7 +32,7 @@ def check(
         _check_mask(x, mask, passive)
     active = (x.shape[0], x.shape[1] - abs(passive), *x.shape[2:])
     _check_raw(x, active, raw, shift, form)
-    _check_bound(active[1], bound, form)
+    _check_bound(x, active[1], bound, form)
 
 
 def _check_dtypes(x: Tensor, raw: Tensor, shift: Tensor | None) -> None:
@@ -79,7 +79,7 @@ def _check_raw(x: Tensor, active: tuple[int, ...], raw: Tensor, shift: Tensor | 
         )
 
 
-def _check_bound(channels: int, bound: Tensor | None, form: AffineForm) -> None:
+def _check_bound(x: Tensor, channels: int, bound: Tensor | None, form: AffineForm) -> None:
     if bound is None:
         if form.bounded and form.bound is None:
             raise ValueError(f"scale {form.scale!r} needs a bound, in the form or as the argument bound; got neither")
@@ -88,7 +88,7 @@ def _check_bound(channels: int, bound: Tensor | None, form: AffineForm) -> None:
         raise ValueError(f"bound means nothing for scale {form.scale!r}; got a tensor of shape {tuple(bound.shape)}")
     if form.bound is not None:
         raise ValueError(f"the form has bound={form.bound} already; got a bound tensor as well")
-    if not bound.dtype.is_floating_point:
-        raise TypeError(f"bound must be floating point; got {bound.dtype}")
+    if bound.dtype != (torch.float64 if x.dtype == torch.float64 else torch.float32):
+        raise TypeError(f"the operator takes a bound in the dtype of log_det; got {bound.dtype}")
     if tuple(bound.shape) != (channels,):
         raise ValueError(f"bound must have shape ({channels},), one per transformed channel; got {tuple(bound.shape)}")

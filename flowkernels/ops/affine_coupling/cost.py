@@ -34,7 +34,7 @@ def forward(
     """Of one forward or inverse pass."""
     event = x.numel() * x.element_size()
     read = event + distinct_bytes(raw) + distinct_bytes(shift) + distinct_bytes(mask) + distinct_bytes(bound)
-    sum_size = 8 if reference.accumulation_dtype(x.dtype).itemsize == 8 else 4
+    sum_size = reference.accumulation_dtype(x.dtype).itemsize
     written = event + x.shape[0] * sum_size
     chunks = _chunks(x, passive)
     partial = x.shape[0] * chunks * sum_size if chunks > 1 else 0

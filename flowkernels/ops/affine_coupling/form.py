@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import numbers
 from typing import Any
 
 # The order is the numbering of `ScaleMap` in csrc/flow/affine_coupling.h. Two public maps split in two there:
@@ -44,6 +45,15 @@ HALVES = ("scale_shift", "shift_scale")
 LAYOUTS = (*HALVES, "interleaved_shift_scale", "trailing_shift_scale", "trailing_scale_shift")
 
 
+_SMALLEST_BOUND = 1e-30  # kernels multiply by its reciprocal
+
+
+def _number(name: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or math.isnan(value):
+        raise ValueError(f"{name} must be a number; got {value!r}")
+    return float(value)
+
+
 def _choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(allowed)}; got {value!r}")
@@ -62,7 +72,7 @@ class AffineForm:
             sigmoid(s + k) + eps; ``"softplus"`` min(softplus(s) + eps, maximum); ``"exp_floor"``
             exp(ln(1 - eps) + s / 2) + eps; ``"additive"`` 1, with raw the shift alone; ``"given"`` s itself,
             which may be negative (the log-determinant takes its absolute value).
-        bound: c, positive; for the maps from ``"tanh"`` to ``"softclip"`` only. None means that the operation gets a
+        bound: c, at least 1e-30; for the maps from ``"tanh"`` to ``"softclip"`` only. None: the operation gets a
             learned bound.
         offset: k of ``"sigmoid"``, 2.0 by default.
         eps: of ``"sigmoid"`` and ``"softplus"`` (0 by default), ``"exp_floor"`` (1e-10 by default, less than 1).
@@ -109,18 +119,18 @@ class AffineForm:
                 continue
             if name not in CONSTANTS[self.scale]:
                 raise ValueError(f"{name} means nothing for scale={self.scale!r}; got {name}={value!r}")
-            if not isinstance(value, (int, float)) or math.isnan(value):
-                raise ValueError(f"{name} must be a number; got {value!r}")
-        if self.bound is not None and not 0 < self.bound < math.inf:
-            raise ValueError(f"bound must be positive and finite; got {self.bound!r}")
+            object.__setattr__(self, name, _number(name, value))
+        if self.bound is not None and not _SMALLEST_BOUND <= self.bound < math.inf:
+            raise ValueError(f"bound must be at least {_SMALLEST_BOUND} and finite; got {self.bound!r}")
         if self.eps is not None and not 0 <= self.eps < (1 if self.scale == "exp_floor" else math.inf):
             raise ValueError(f"eps is out of range for scale={self.scale!r}; got {self.eps!r}")
         if self.maximum is not None and self.maximum <= 0:
             raise ValueError(f"maximum must be positive; got {self.maximum!r}")
         if not isinstance(self.reciprocal, bool):
             raise ValueError(f"reciprocal must be True or False; got {self.reciprocal!r}")
-        if not isinstance(self.prescale, (int, float)) or not math.isfinite(self.prescale):
-            raise ValueError(f"prescale must be a finite number; got {self.prescale!r}")
+        object.__setattr__(self, "prescale", _number("prescale", self.prescale))
+        if not math.isfinite(self.prescale):
+            raise ValueError(f"prescale must be finite; got {self.prescale!r}")
         changed = [(name, getattr(self, name)) for name, default in _DEFAULTS if getattr(self, name) != default]
         object.__setattr__(self, "spec", " ".join(f"{name}={value}" for name, value in changed))
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ... import backends
-from ..._compat import inside_transform, plain_eager, tracing_inside_transform
+from ..._compat import batched, inside_transform, plain_eager, tracing_inside_transform
 from .. import registration
 from ..layout import allocate_like, allocate_log_det
 from . import native, reference
@@ -134,6 +134,12 @@ def _differentiate_forward(ctx, grad_y, grad_log_det):
         return (None,) * 9
     needs = ctx.needs_input_grad
     wanted = (needs[0], needs[1] or needs[2], needs[4])
+    if not torch.compiler.is_compiling() and batched(grad_y, grad_log_det):
+        saved, raw, mask, bound = ctx.saved_tensors
+        paired, spec, passive, inverse = ctx.arguments
+        form = AffineForm.from_spec(spec)
+        grads = reference.backward(grad_y, grad_log_det, saved, raw, paired, mask, bound, form, passive, inverse)
+        return *grads[:3], None, grads[3], None, None, None, None
     grad_x, grad_raw, grad_shift, grad_bound = _call_backward_operator(
         grad_y, grad_log_det, *ctx.saved_tensors, *ctx.arguments, wanted, ctx.backend
     )
@@ -177,6 +183,11 @@ registration.differentiable("affine_coupling", _save_for_backward, _differentiat
 registration.differentiable("affine_coupling_backward", _save_for_second_backward, _differentiate_backward)
 
 
+def _negated(*tensors: Tensor | None) -> bool:
+    """Whether memory holds the negative of what a tensor means, which only the dispatcher undoes."""
+    return any(t is not None and t.is_neg() for t in tensors)
+
+
 class _AffineCoupling(torch.autograd.Function):
     """The registered operator without the dispatcher, which costs as much as a small launch."""
 
@@ -197,7 +208,9 @@ class _AffineCoupling(torch.autograd.Function):
         paired, form, passive, inverse, number = ctx.rest
         needs = ctx.needs_input_grad
         wanted = (needs[0], needs[1] or needs[2], needs[3])
-        if not torch.is_grad_enabled() and plain_eager(grad_y, grad_log_det):
+        if batched(grad_y, grad_log_det):  # which have no memory that a kernel could read
+            grads = reference.backward(grad_y, grad_log_det, saved, raw, paired, mask, bound, form, passive, inverse)
+        elif not torch.is_grad_enabled() and plain_eager(grad_y, grad_log_det) and not _negated(grad_y, grad_log_det):
             grads = _run_backward_on(
                 number, grad_y, grad_log_det, saved, raw, paired, mask, bound, form, passive, inverse, wanted
             )
@@ -226,7 +239,7 @@ def affine_coupling(
     if number == backends.REFERENCE or transforming:
         check(x, raw, shift, mask, bound, form, passive)
         return reference.forward(x, raw, shift, mask, bound, form, passive, inverse)
-    if compiling or not plain_eager(x, raw, shift, mask, bound):
+    if compiling or not plain_eager(x, raw, shift, mask, bound) or _negated(x, raw, shift, bound):
         return torch.ops.flowkernels.affine_coupling.default(
             x, raw, shift, mask, bound, form.spec, passive, inverse, request
         )

@@ -38,7 +38,7 @@ _plans: dict[tuple, Any] = {}
 
 
 def _layout(tensor: Tensor | None) -> tuple | None:
-    return None if tensor is None else (tensor.shape, tensor.stride(), tensor.dtype)
+    return None if tensor is None else (tensor.shape, tensor.stride(), tensor.dtype, tensor.device)
 
 
 def _box(named: list[tuple[str, Tensor, Tensor]]) -> tuple[list[int], dict[str, list[int]]]:
@@ -179,7 +179,8 @@ def forward(
         bound = _dense(bound)
         rare = (_layout(shift), _layout(mask), _layout(bound))
     key = (
-        backend, form, passive, inverse, x.shape, x.stride(), x.dtype, raw.shape, raw.stride(), raw.dtype, rare
+        backend, form, passive, inverse, x.shape, x.stride(), x.dtype, x.device,
+        raw.shape, raw.stride(), raw.dtype, raw.device, rare,
     )  # fmt: skip
     plan = _plans.get(key, key)
     y, log_det = allocate_like(x), allocate_log_det(x)
@@ -229,7 +230,7 @@ def backward(
     key = (
         backend, form, passive, inverse, paired, wanted, grad_y is not None and grad_y.stride(),
         grad_log_det is not None and grad_log_det.stride(), saved.shape, saved.stride(), saved.dtype,
-        raw.shape, raw.stride(), raw.dtype, rare,
+        saved.device, raw.shape, raw.stride(), raw.dtype, raw.device, rare,
     )  # fmt: skip
     plan = _plans.get(key, key)
     if plan is key:
