@@ -8,7 +8,7 @@ TORCH_STAMP := $(VENV)/$(subst =,-,$(TORCH)).stamp
 BUILD_REQUIRES := "setuptools>=77" "cmake>=3.18" ninja "pybind11>=2.13"
 NATIVE := setup.py CMakeLists.txt $(shell find csrc -name '*.h' -o -name '*.cuh' -o -name '*.cpp' -o -name '*.cu')
 
-.PHONY: bench test check gpu install clean
+.PHONY: bench test check style gpu install clean
 
 bench: install  ## fused against eager and torch.compile, on this machine
 	$(BIN)/flowkernels bench
@@ -19,12 +19,14 @@ test: install  ## everything that can be proven without a GPU
 gpu: install  ## everything that only a GPU shows, as one JSON to paste
 	$(BIN)/python tests/gpu/run.py
 
-check: install  ## style, types and the quick tests
+check: style  ## style, types and the quick tests
+	$(BIN)/python -m pytest -m "not slow" tests/ops tests/nn
+
+style: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run --Werror $$(find csrc tests -name '*.h' -o -name '*.cuh' -o -name '*.cpp' -o -name '*.cu')
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -m "not slow" tests/ops tests/nn
 
 install: $(VENV)/install.stamp
 
