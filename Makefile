@@ -36,6 +36,7 @@ $(VENV)/bin/python:
 
 $(TORCH_STAMP): $(VENV)/bin/python
 	$(BIN)/pip install --quiet "$(TORCH)" $(BUILD_REQUIRES)
+	@rm -f $(VENV)/torch*.stamp
 	@touch $@
 
 # Without isolation, so that a second build finds the compiled objects of the first.
