@@ -37,7 +37,7 @@ STAGES = (
     Stage(
         "suite",
         ("tests", "--ignore=tests/gpu"),
-        least=1,
+        least=2550,
         skips=(
             "this processor has no",
             "needs TRITON_INTERPRET=1 or a GPU",
@@ -45,10 +45,10 @@ STAGES = (
             "No module named '(normflows|nflows|zuko|FrEIA|flowjax)'",
         ),
     ),
-    Stage("doctests", ("--doctest-modules", "flowkernels"), least=1),
-    Stage("interpreter", ("tests/ops", "-k", "triton"), least=1, environment=(("TRITON_INTERPRET", "1"),)),
-    Stage("avx2", ("tests/ops", "-k", "cpu"), least=1, environment=(("FLOWKERNELS_ISA", "avx2"),)),
-    Stage("baseline", ("tests/ops", "-k", "cpu"), least=1, environment=(("FLOWKERNELS_ISA", "baseline"),)),
+    Stage("doctests", ("--doctest-modules", "flowkernels"), least=15),
+    Stage("interpreter", ("tests/ops", "-k", "triton"), least=650, environment=(("TRITON_INTERPRET", "1"),)),
+    Stage("avx2", ("tests/ops", "-k", "cpu"), least=300, environment=(("FLOWKERNELS_ISA", "avx2"),)),
+    Stage("baseline", ("tests/ops", "-k", "cpu"), least=300, environment=(("FLOWKERNELS_ISA", "baseline"),)),
 )
 
 

@@ -64,14 +64,10 @@ def build(target: str, directory: Path, source: Path = ROOT, threads: bool = Fal
 def load() -> ModuleType:
     """The emulated module; EMULATED_MODULE names another build of it, a sanitised one."""
     file = os.environ.get("EMULATED_MODULE") or build("emulated", ROOT / "build" / "emulated")
-    spec = importlib.util.spec_from_file_location("flowkernels._cuda", file)
-    built = sys.modules.pop("flowkernels._cuda", None)  # or pybind11 would return the one of this name again
-    try:
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    finally:
-        if built is not None:
-            sys.modules["flowkernels._cuda"] = built
+    # By another name: of one name pybind11 makes one module only, and the real one may be loaded.
+    spec = importlib.util.spec_from_file_location("flowkernels.emulated._cuda", file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
     return module
 
 
