@@ -33,6 +33,8 @@ class Stage:
     skips: tuple[str, ...] = ()
 
 
+INTERPRETED = "needs TRITON_INTERPRET=1 or a GPU"
+
 STAGES = (
     Stage(
         "suite",
@@ -40,15 +42,23 @@ STAGES = (
         least=2550,
         skips=(
             "this processor has no",
-            "needs TRITON_INTERPRET=1 or a GPU",
+            INTERPRETED,
             "of machine code is of another Triton",
             "No module named '(normflows|nflows|zuko|FrEIA|flowjax)'",
         ),
     ),
     Stage("doctests", ("--doctest-modules", "flowkernels"), least=15),
     Stage("interpreter", ("tests/ops", "-k", "triton"), least=650, environment=(("TRITON_INTERPRET", "1"),)),
-    Stage("avx2", ("tests/ops", "-k", "cpu"), least=300, environment=(("FLOWKERNELS_ISA", "avx2"),)),
-    Stage("baseline", ("tests/ops", "-k", "cpu"), least=300, environment=(("FLOWKERNELS_ISA", "baseline"),)),
+    Stage(
+        "avx2", ("tests/ops", "-k", "cpu"), least=600, environment=(("FLOWKERNELS_ISA", "avx2"),), skips=(INTERPRETED,)
+    ),
+    Stage(
+        "baseline",
+        ("tests/ops", "-k", "cpu"),
+        least=600,
+        environment=(("FLOWKERNELS_ISA", "baseline"),),
+        skips=(INTERPRETED,),
+    ),
 )
 
 
