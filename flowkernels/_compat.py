@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-_PLAIN = frozenset((Tensor, torch.nn.Parameter, torch.nn.Buffer, type(None)))
+_PLAIN = frozenset((Tensor, torch.nn.Parameter, torch.nn.Buffer))
 
 
 def inside_transform() -> bool:
@@ -21,9 +21,10 @@ def inside_transform() -> bool:
 def batched(*tensors: Tensor | None) -> bool:
     """Whether a gradient stands for many: autograd's `is_grads_batched` and vmap over a backward pass."""
     functorch = torch._C._functorch
-    return any(
-        t is not None and (functorch.is_legacy_batchedtensor(t) or functorch.is_batchedtensor(t)) for t in tensors
-    )
+    for t in tensors:
+        if t is not None and (functorch.is_legacy_batchedtensor(t) or functorch.is_batchedtensor(t)):
+            return True
+    return False
 
 
 @torch.compiler.assume_constant_result
@@ -33,12 +34,15 @@ def tracing_inside_transform() -> bool:
 
 
 def plain_eager(*tensors: Tensor | None) -> bool:
-    """Whether ordinary tensors are executed eagerly and nothing watches: no dispatch mode, no subclass, no tracing."""
-    return (
-        torch._C._len_torch_dispatch_stack() == 0
-        and torch._C._get_tracing_state() is None
-        and _PLAIN.issuperset(map(type, tensors))
-    )
+    """Whether ordinary tensors are executed eagerly and nothing watches: no dispatch mode, no subclass, no tracing.
+
+    Nor is one negated: memory that holds the negative of what a tensor means, which only the dispatcher undoes.
+    """
+    # A loop, here and in `batched`, because a generator costs more than all that it does.
+    for t in tensors:
+        if t is not None and (type(t) not in _PLAIN or t.is_neg()):
+            return False
+    return torch._C._len_torch_dispatch_stack() == 0 and torch._C._get_tracing_state() is None
 
 
 def current_stream(device: torch.device) -> int:

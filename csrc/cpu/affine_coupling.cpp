@@ -26,7 +26,7 @@ struct Scratch {
 
 template <class T>
 struct BackwardScratch : Scratch<T> {
-  alignas(64) Array<T> grad_y, grad_log_det, grad_x, grad_s, grad_t, grad_c;
+  alignas(64) Array<T> grad_y, grad_log_det, grad_x, grad_s, grad_t, grad_c, slopes;
 };
 
 // The bound of the elements of a tile and its reciprocal: arrays where it is learned, else one number.
@@ -75,58 +75,87 @@ Bounds<T> bounds(const AffinePlan& plan, const void* bound, const Tile& tile, Sc
 }
 
 // The flags are template arguments because g++ vectorises no loop that selects by a run-time constant.
-template <ScaleMap map, bool divide, bool shift_first, bool learned, class T>
-void forward_tile(const Walk& walk, Rows<const T> x, Rows<const T> s, Rows<const T> t, Bounds<T> bounds,
-                  const AffineConstants<T> k, Rows<T> y, T* terms) {
-  constexpr bool additive = map == ScaleMap::additive;
-  const T same = bounds.same, inverse_same = bounds.inverse_same;
+template <ScaleMap map, bool divide, bool shift_first, class T>
+void forward_tile(const Walk& walk, Rows<const T> x, Rows<const T> s, Rows<const T> t, const AffineConstants<T> k,
+                  Rows<T> y, T* terms) {
   for (int64_t r = 0; r < walk.rows; ++r) {
-    const T* __restrict xs = x[r];
-    const T* __restrict ss = s[r];
-    const T* __restrict ts = t[r];
-    const T* __restrict c = bounds.c + r * walk.length;
-    const T* __restrict inverse_c = bounds.inverse_c + r * walk.length;
-    T* __restrict ys = y[r];
-    T* __restrict logs = terms + r * walk.length;
+    const T *xs = x[r], *ss = s[r], *ts = t[r];
+    T *ys = y[r], *logs = terms + r * walk.length;
 #pragma omp simd
     for (int64_t i = 0; i < walk.length; ++i) {
-      const AffineOutput<T> out = affine_forward<map>(xs[i], additive ? T(0) : ss[i], ts[i], learned ? c[i] : same,
-                                                      learned ? inverse_c[i] : inverse_same, k, divide, shift_first);
+      const T scale = map == ScaleMap::additive ? T(0) : ss[i];
+      const AffineOutput<T> out = affine_forward<map>(xs[i], scale, ts[i], T(1), T(1), k, divide, shift_first);
       ys[i] = out.y;
       logs[i] = out.log_m;
     }
   }
 }
 
-template <ScaleMap map, bool divide, bool shift_first, bool learned, class T>
+// Where a bounded map came first, `slopes` and `grad_c` hold the derivatives of s.
+template <ScaleMap map, bool divide, bool shift_first, bool bounded, bool learned, class T>
 void backward_tile(const Walk& walk, Rows<const T> grad_y, const T* grad_log_det, Rows<const T> saved, Rows<const T> s,
-                   Bounds<T> bounds, const AffineConstants<T> k, Rows<T> grad_x, Rows<T> grad_s, Rows<T> grad_t,
+                   const AffineConstants<T> k, const T* slopes, Rows<T> grad_x, Rows<T> grad_s, Rows<T> grad_t,
                    T* grad_c) {
   constexpr bool additive = map == ScaleMap::additive;
+  for (int64_t r = 0; r < walk.rows; ++r) {
+    const int64_t start = r * walk.length;
+    const T *gy = grad_y[r], *gl = grad_log_det + start, *vs = saved[r], *ss = s[r], *slope = slopes + start;
+    T *gx = grad_x[r], *gs = grad_s[r], *gt = grad_t[r], *gc = grad_c + start;
+#pragma omp simd
+    for (int64_t i = 0; i < walk.length; ++i) {
+      const AffineGradient<T> gradient = affine_backward<map>(
+          gy[i], gl[i], additive ? T(0) : vs[i], additive ? T(0) : ss[i], T(1), T(1), k, divide, shift_first);
+      gx[i] = gradient.x;
+      gs[i] = bounded ? gradient.raw_scale * slope[i] : gradient.raw_scale;
+      gt[i] = gradient.raw_shift;
+      if (learned) gc[i] *= gradient.raw_scale;
+    }
+  }
+}
+
+// A bounded map runs as two loops: one of these writes log m, and for backward its derivatives by raw scale and bound;
+// then the map `exp` takes log m for its scale. In one loop the chain of instructions is so long that processors do not
+// overlap one step with the next.
+template <ScaleMap map, bool divide, bool learned, class T>
+void log_tile(const Walk& walk, Rows<const T> s, Bounds<T> bounds, const AffineConstants<T> k, T* terms) {
   const T same = bounds.same, inverse_same = bounds.inverse_same;
   for (int64_t r = 0; r < walk.rows; ++r) {
     const int64_t start = r * walk.length;
-    const T* __restrict gy = grad_y[r];
-    const T* __restrict gl = grad_log_det + start;
-    const T* __restrict vs = saved[r];
-    const T* __restrict ss = s[r];
-    const T* __restrict c = bounds.c + start;
-    const T* __restrict inverse_c = bounds.inverse_c + start;
-    T* __restrict gx = grad_x[r];
-    T* __restrict gs = grad_s[r];
-    T* __restrict gt = grad_t[r];
-    T* __restrict gc = grad_c + start;
+    const T *ss = s[r], *c = bounds.c + start, *inverse_c = bounds.inverse_c + start;
+    T* logs = terms + start;
 #pragma omp simd
     for (int64_t i = 0; i < walk.length; ++i) {
-      const AffineGradient<T> gradient =
-          affine_backward<map>(gy[i], gl[i], additive ? T(0) : vs[i], additive ? T(0) : ss[i], learned ? c[i] : same,
-                               learned ? inverse_c[i] : inverse_same, k, divide, shift_first);
-      gx[i] = gradient.x;
-      gs[i] = gradient.raw_scale;
-      gt[i] = gradient.raw_shift;
-      if (learned) gc[i] = gradient.bound;
+      logs[i] = multiplier<map>(k.scale_factor * ss[i], learned ? c[i] : same, learned ? inverse_c[i] : inverse_same, k,
+                                divide)
+                    .log_m;
     }
   }
+}
+
+template <ScaleMap map, bool divide, bool learned, class T>
+void slope_tile(const Walk& walk, Rows<const T> s, Bounds<T> bounds, const AffineConstants<T> k, T* terms, T* slopes,
+                T* grad_c) {
+  const T same = bounds.same, inverse_same = bounds.inverse_same, sign = divide ? T(-1) : T(1);
+  for (int64_t r = 0; r < walk.rows; ++r) {
+    const int64_t start = r * walk.length;
+    const T *ss = s[r], *c = bounds.c + start, *inverse_c = bounds.inverse_c + start;
+    T *logs = terms + start, *by_scale = slopes + start, *by_bound = grad_c + start;
+#pragma omp simd
+    for (int64_t i = 0; i < walk.length; ++i) {
+      const T scale = k.scale_factor * ss[i];
+      const T own = learned ? c[i] : same, inverse = learned ? inverse_c[i] : inverse_same;
+      logs[i] = multiplier<map>(scale, own, inverse, k, divide).log_m;
+      const Slope<T> d = slope<map>(scale, own, inverse, k);
+      by_scale[i] = k.scale_factor * sign * d.scale;
+      if (learned) by_bound[i] = sign * d.bound;
+    }
+  }
+}
+
+// The constants of the map `exp` that follows a bounded one.
+template <class T>
+AffineConstants<T> after_bounded(const AffineConstants<T>& k) {
+  return {T(0), T(0), T(1), k.shift_factor};
 }
 
 template <class T>
@@ -164,9 +193,15 @@ void forward_one(const AffineForwardPlan& plan, const AffineForwardCall& call, c
       call.scale == nullptr ? t : load(common.scale, call.scale, common.raw_dtype, tile, walk, scratch.s);
   const Rows<T> y = target(plan.y, call.y, common.x_dtype, tile, walk, scratch.y);
   const Bounds<T> c = bounds(common, call.bound, tile, scratch);
+  const AffineConstants<T> k = affine_constants<T>(common);
   with_formula(common, [&](auto map, auto divide, auto shift_first, auto learned) {
-    forward_tile<map(), divide(), shift_first(), learned()>(walk, x, s, t, c, affine_constants<T>(common), y,
-                                                            scratch.terms);
+    if constexpr (has_bound(map())) {
+      log_tile<map(), divide(), learned()>(walk, s, c, k, scratch.terms);
+      const Rows<const T> logs{scratch.terms, walk.length};
+      forward_tile<ScaleMap::exp, false, shift_first()>(walk, x, logs, t, after_bounded(k), y, scratch.terms);
+    } else {
+      forward_tile<map(), divide(), shift_first()>(walk, x, s, t, k, y, scratch.terms);
+    }
   });
   if (common.has_mask) {
     const uint8_t* mask = load_mask(common, call.mask, tile, scratch.mask);
@@ -191,10 +226,18 @@ void backward_one(const AffineBackwardPlan& plan, const AffineBackwardCall& call
   const Rows<T> grad_x = target(plan.grad_x, call.grad_x, common.x_dtype, tile, walk, scratch.grad_x);
   const Rows<T> grad_s = target(plan.grad_scale, call.grad_scale, common.raw_dtype, tile, walk, scratch.grad_s);
   const Rows<T> grad_t = target(plan.grad_shift, call.grad_shift, common.raw_dtype, tile, walk, scratch.grad_t);
+  const AffineConstants<T> k = affine_constants<T>(common);
   with_formula(common, [&](auto map, auto divide, auto shift_first, auto learned) {
-    backward_tile<map(), divide(), shift_first(), learned()>(walk, grad_y, scratch.grad_log_det, saved, s, c,
-                                                             affine_constants<T>(common), grad_x, grad_s, grad_t,
-                                                             scratch.grad_c);
+    const T* gl = scratch.grad_log_det;
+    if constexpr (has_bound(map())) {
+      slope_tile<map(), divide(), learned()>(walk, s, c, k, scratch.terms, scratch.slopes, scratch.grad_c);
+      const Rows<const T> logs{scratch.terms, walk.length};
+      backward_tile<ScaleMap::exp, false, shift_first(), true, learned()>(
+          walk, grad_y, gl, saved, logs, after_bounded(k), scratch.slopes, grad_x, grad_s, grad_t, scratch.grad_c);
+    } else {
+      backward_tile<map(), divide(), shift_first(), false, false>(walk, grad_y, gl, saved, s, k, scratch.slopes, grad_x,
+                                                                  grad_s, grad_t, scratch.grad_c);
+    }
   });
   if (common.has_mask) {
     const uint8_t* mask = load_mask(common, call.mask, tile, scratch.mask);

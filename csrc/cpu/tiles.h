@@ -13,8 +13,8 @@ namespace flowkernels::cpu::FLOWKERNELS_ISA {
 namespace {
 
 constexpr int64_t kTile = 1024;
-constexpr int64_t kDirectRow = 128;          // rows at least this long are tiles of their own, which need no copy
-constexpr int64_t kThreadedElements = 8192;  // below this, waking threads costs more than it saves
+constexpr int64_t kDirectRow = 128;           // rows at least this long are tiles of their own, which need no copy
+constexpr int64_t kThreadedElements = 32768;  // below this, waking threads costs more than it saves
 
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
@@ -86,14 +86,14 @@ struct Walk {
   int outer;  // the dimension of the rows, where there are several
 
   explicit Walk(const Tile& tile) : rows(1), length(tile.elements()), outer(0) {
-    constexpr int64_t kVector = 16, kShortest = 64;  // shorter rows cost more to enter than to copy
+    constexpr int64_t kVector = 16;  // a row with a remainder costs more to walk than to copy
     int found = 0;
     for (int d = 0; d < kDims - 1; ++d) {
       if (tile.size[d] == 1) continue;
       ++found;
       outer = d;
     }
-    if (found != 1 || tile.size[3] % kVector != 0 || tile.size[3] < kShortest) return;
+    if (found != 1 || tile.size[3] % kVector != 0) return;
     rows = tile.size[outer];
     length = tile.size[3];
   }
@@ -245,27 +245,44 @@ inline void copy_tile(const View& from, const void* source, const View& to, void
   }
 }
 
-// Sums in two levels: lanes, then those in a tree or in double precision. A single running sum in float32 is twice as
-// wrong as torch's.
+// The sum of n lanes, n a power of two, by halves.
+template <int n, class T>
+T fold(const T* lanes) {
+  if constexpr (n == 4) {
+    return (lanes[0] + lanes[1]) + (lanes[2] + lanes[3]);
+  } else {
+    T half[n / 2];
+    for (int j = 0; j < n / 2; ++j) half[j] = lanes[j] + lanes[j + n / 2];
+    return fold<n / 2>(half);
+  }
+}
+
+// n running sums, of the values whose indices are equal modulo n. They start from zeros, not from the first n values:
+// g++ would copy those with narrow stores, which hold up the wide loads that follow.
+template <int n, class T>
+struct Lanes {
+  T lane[n];
+
+  Lanes(const T* __restrict values, int64_t count) {
+    for (int j = 0; j < n; ++j) lane[j] = T(0);
+    int64_t i = 0;
+    for (; i + n <= count; i += n) {
+      for (int j = 0; j < n; ++j) lane[j] += values[i + j];
+    }
+    for (int j = 0; i + j < count; ++j) lane[j] += values[i + j];
+  }
+};
+
+// Sums in two levels: lanes, then those by halves. A single running sum in float32 is twice as wrong as torch's.
 template <class T>
-double sum(const T* __restrict values, int64_t count) {
-  if (count <= 64) {
+double sum(const T* values, int64_t count) {
+  if (count < 16) {
     T total = 0;
-#pragma omp simd reduction(+ : total)
     for (int64_t i = 0; i < count; ++i) total += values[i];
     return total;
   }
-  T lanes[64];
-  for (int j = 0; j < 64; ++j) lanes[j] = values[j];
-  int64_t i = 64;
-  for (; i + 64 <= count; i += 64) {
-    for (int j = 0; j < 64; ++j) lanes[j] += values[i + j];
-  }
-  for (int j = 0; i + j < count; ++j) lanes[j] += values[i + j];
-  double total = 0;
-#pragma omp simd reduction(+ : total)
-  for (int j = 0; j < 64; ++j) total += lanes[j];
-  return total;
+  if (count <= 64) return fold<16>(Lanes<16, T>(values, count).lane);
+  return fold<64>(Lanes<64, T>(values, count).lane);
 }
 
 }  // namespace

@@ -38,6 +38,8 @@ FK_INLINE float atan(float x) { return ::atanf(x); }
 FK_INLINE double atan(double x) { return ::atan(x); }
 FK_INLINE float abs(float x) { return ::fabsf(x); }
 FK_INLINE double abs(double x) { return ::fabs(x); }
+FK_INLINE float sqrt(float x) { return ::sqrtf(x); }
+FK_INLINE double sqrt(double x) { return ::sqrt(x); }
 
 #else
 
@@ -55,23 +57,25 @@ FK_INLINE float from_bits(uint32_t b) {
 
 FK_INLINE float abs(float x) { return from_bits(bits(x) & 0x7fffffffu); }
 FK_INLINE double abs(double x) { return std::fabs(x); }
+FK_INLINE float sqrt(float x) { return std::sqrt(x); }
+FK_INLINE double sqrt(double x) { return std::sqrt(x); }
 
 FK_INLINE float copy_sign(float magnitude, float sign) {
   return from_bits((bits(magnitude) & 0x7fffffffu) | (bits(sign) & 0x80000000u));
 }
 
-FK_INLINE float power_of_two(int32_t n) { return from_bits(static_cast<uint32_t>(n + 127) << 23); }
-
 // x = n ln 2 + r with |r| <= ln 2 / 2, and e^r = 1 + tail. Adding 1.5 * 2^23 rounds to an integer that then sits in
-// the low mantissa bits; the two-step subtraction (Cody and Waite) keeps r exact.
+// the low mantissa bits, here with the biases of two exponents; the two-step subtraction (Cody and Waite) keeps r
+// exact.
 struct ExpParts {
-  int32_t n;
+  uint32_t biased;  // n + 254 in the low bits
   float tail;
 };
 
-FK_INLINE ExpParts exp_parts(float x) {
-  const float magic = 12582912.0f;
-  const float shifted = x * 1.44269504088896341f + magic;
+// n is that of `bounded`, which is x or, where x is large, smaller.
+FK_INLINE ExpParts exp_parts(float x, float bounded) {
+  const float magic = 12582912.0f + 254.0f;
+  const float shifted = bounded * 1.44269504088896341f + magic;
   const float n = shifted - magic;
   float r = x - n * 0.693359375f;
   r = r - n * -2.12194440e-4f;
@@ -81,29 +85,32 @@ FK_INLINE ExpParts exp_parts(float x) {
   p = p * r + 4.1665795894e-2f;
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
-  const int32_t exponent = static_cast<int32_t>(bits(shifted) - bits(magic));
-  return {exponent, p * (r * r) + r};
+  return {bits(shifted), p * (r * r) + r};
 }
 
-// The power of two is applied as two factors, so that overflow reaches infinity and subnormals round once.
+// The power of two is applied as two factors, so that overflow reaches infinity and subnormals round once. Beyond 89 n
+// stays what it is there and the tail grows without limit; compared as integers, because vector units take the smaller
+// of two integers, but not of two floats with this treatment of NaN, in one instruction.
 FK_INLINE float exp(float x) {
-  x = 89.0f < x ? 89.0f : x;
-  x = x < -104.0f ? -104.0f : x;
-  const ExpParts e = exp_parts(x);
-  const int32_t half = e.n >> 1;
-  return (1.0f + e.tail) * power_of_two(half) * power_of_two(e.n - half);
+  const int32_t limit = 0x42b20000;  // the bits of 89
+  const int32_t own = static_cast<int32_t>(bits(x));
+  const int32_t smaller = own < limit ? own : limit;
+  const ExpParts e = exp_parts(x, from_bits(static_cast<uint32_t>(smaller)));
+  const uint32_t half = e.biased >> 1;
+  const float result = (1.0f + e.tail) * from_bits(half << 23) * from_bits((e.biased - half) << 23);
+  return x < -104.0f ? 0.0f : result;
 }
 
-// e^y - 1 for 0 <= y; saturates at e^88 - 1, which is enough for every quotient it is used in.
+// e^y - 1 for 0 <= y <= 88.
 FK_INLINE float expm1_positive(float y) {
-  y = 88.0f < y ? 88.0f : y;
-  const ExpParts e = exp_parts(y);
-  const float scale = power_of_two(e.n);
+  const ExpParts e = exp_parts(y, y);
+  const float scale = from_bits((e.biased - 127) << 23);
   return e.tail * scale + (scale - 1.0f);
 }
 
 FK_INLINE float tanh(float x) {
-  const float t = expm1_positive(2.0f * abs(x));
+  const float magnitude = 2.0f * abs(x);
+  const float t = expm1_positive(87.0f < magnitude ? 87.0f : magnitude);  // as in tanh_sech2, for both at once
   return copy_sign(t / (t + 2.0f), x);
 }
 

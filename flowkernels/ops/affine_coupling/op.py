@@ -183,11 +183,6 @@ registration.differentiable("affine_coupling", _save_for_backward, _differentiat
 registration.differentiable("affine_coupling_backward", _save_for_second_backward, _differentiate_backward)
 
 
-def _negated(*tensors: Tensor | None) -> bool:
-    """Whether memory holds the negative of what a tensor means, which only the dispatcher undoes."""
-    return any(t is not None and t.is_neg() for t in tensors)
-
-
 class _AffineCoupling(torch.autograd.Function):
     """The registered operator without the dispatcher, which costs as much as a small launch."""
 
@@ -210,7 +205,7 @@ class _AffineCoupling(torch.autograd.Function):
         wanted = (needs[0], needs[1] or needs[2], needs[3])
         if batched(grad_y, grad_log_det):  # which have no memory that a kernel could read
             grads = reference.backward(grad_y, grad_log_det, saved, raw, paired, mask, bound, form, passive, inverse)
-        elif not torch.is_grad_enabled() and plain_eager(grad_y, grad_log_det) and not _negated(grad_y, grad_log_det):
+        elif not torch.is_grad_enabled() and plain_eager(grad_y, grad_log_det):
             grads = _run_backward_on(
                 number, grad_y, grad_log_det, saved, raw, paired, mask, bound, form, passive, inverse, wanted
             )
@@ -239,7 +234,7 @@ def affine_coupling(
     if number == backends.REFERENCE or transforming:
         check(x, raw, shift, mask, bound, form, passive)
         return reference.forward(x, raw, shift, mask, bound, form, passive, inverse)
-    if compiling or not plain_eager(x, raw, shift, mask, bound) or _negated(x, raw, shift, bound):
+    if compiling or not plain_eager(x, raw, shift, mask, bound):
         return torch.ops.flowkernels.affine_coupling.default(
             x, raw, shift, mask, bound, form.spec, passive, inverse, request
         )

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from ..layout import TooManyDimensions, allocate_like, allocate_log_det, coalesce
+from ..native import DTYPES, Launch
 from . import reference
 from .check import check
 from .form import SCALE_MAP_IDS, AffineForm
 
-_DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
 _MAX_PLANS = 4096
 
 
@@ -28,10 +28,6 @@ class Backend(Protocol):
     AffineForward: Callable[..., Any]
     AffineBackward: Callable[..., Any]
 
-
-# Runs a plan on a device with its tensors, in the order of AffineForwardCall or AffineBackwardCall; None is a null
-# pointer.
-Launch = Callable[..., None]
 
 # The values are None where a call has to be made with contiguous copies.
 _plans: dict[tuple, Any] = {}
@@ -94,8 +90,8 @@ def _common(
         "scale_factor": form.prescale,
         "shift_factor": shift_factor,
         "channels": 0 if bound is None else bound.shape[0],
-        "x_dtype": _DTYPES[like.dtype],
-        "raw_dtype": _DTYPES[raw_views[-1][1].dtype],
+        "x_dtype": DTYPES[like.dtype],
+        "raw_dtype": DTYPES[raw_views[-1][1].dtype],
         "active": active_size,
         "passive": kept_size,
         **active_views,
