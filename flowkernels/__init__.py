@@ -5,7 +5,7 @@ import torch  # noqa: F401  first, so that its OpenMP and CUDA runtimes are the 
 from . import models, nn
 from .backends import BackendError, backend
 from .flows import Flow
-from .functional import affine_coupling
+from .functional import affine_coupling, planar, radial
 from .inspect import explain, warmup
 from .ops.affine_coupling import AffineForm
 from .version import __version__
@@ -20,5 +20,7 @@ __all__ = [
     "explain",
     "models",
     "nn",
+    "planar",
+    "radial",
     "warmup",
 ]

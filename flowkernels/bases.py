@@ -5,13 +5,16 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, distributions, nn
 from torch.distributions import Distribution
 from torch.distributions.transforms import Transform
+
+from .nn.arguments import whole
+from .nn.stack import Amortization
 
 
 def checked_event_shape(base: Any) -> torch.Size | None:
@@ -183,3 +186,53 @@ class DistributionBase(nn.Module):
 
     def extra_repr(self) -> str:
         return repr(self.distribution)
+
+
+class DiagonalNormal(nn.Module):
+    """Independent normals with means and deviations that are learned, or computed from a context.
+
+    Args:
+        features: size D of the event.
+        context_features: size C of the context of which means and log-deviations are a linear map; 0 for none.
+
+    It starts as a standard normal. Parameters: `mean` and `log_std` (D,); with a context `amortization`, an
+    `nn.Linear` from C to 2 D whose weight starts at 0.
+
+    Raises:
+        ValueError: for a number out of range. When called: for a context that is missing or of another shape.
+
+    Example:
+        >>> import torch, flowkernels as fk
+        >>> base = fk.bases.DiagonalNormal(3, context_features=5)
+        >>> flow = fk.Flow([fk.nn.AmortizedPlanar(3, 2, context_features=5)], base)
+        >>> z, log_prob = flow.rsample_and_log_prob(4, torch.randn(8, 5))
+        >>> z.shape, log_prob.shape
+        (torch.Size([8, 4, 3]), torch.Size([8, 4]))
+    """
+
+    def __init__(self, features: int, context_features: int = 0) -> None:
+        super().__init__()
+        whole("features", features, 1)
+        whole("context_features", context_features, 0)
+        self.event_shape = torch.Size((features,))
+        start = torch.zeros(features), torch.zeros(features)
+        self.amortization = Amortization(context_features, start, damped=False) if context_features else None
+        if self.amortization is None:
+            self.mean, self.log_std = map(nn.Parameter, start)
+
+    def _moments(self, context: Tensor | None) -> Sequence[Tensor]:
+        return (self.mean, self.log_std) if self.amortization is None else self.amortization.split(context)
+
+    def log_prob(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+        _check_event(z, self.event_shape)
+        mean, log_std = self._moments(context)
+        e = (z - mean) * torch.exp(-log_std)
+        return (-0.5 * e * e - log_std).sum(1) - 0.5 * math.log(2 * math.pi) * z.shape[1]
+
+    def rsample(self, n: int, context: Tensor | None, temperature: float, generator: torch.Generator | None) -> Tensor:
+        mean, log_std = self._moments(context)
+        e = torch.randn((n, *self.event_shape), generator=generator, dtype=mean.dtype, device=mean.device)
+        return mean + temperature * torch.exp(log_std) * e
+
+    def extra_repr(self) -> str:
+        return f"{self.event_shape[0]}"

@@ -14,7 +14,8 @@ COMMANDS = {
     "bench": ("flowkernels.bench.command", "time the fused operations against eager PyTorch, torch.compile and others"),
     "check": ("flowkernels.check", "compare every operation on every backend with float64"),
     "info": ("flowkernels.info", "print versions, what was built, and which backends run here"),
-    "train": ("flowkernels.train", "train a flow on pictures"),
+    "train": ("flowkernels.train", "train a flow on pictures or points, or fit it to a density"),
+    "density": ("flowkernels.train.density", "integrate and draw the densities of random planar and radial flows"),
     "sample": ("flowkernels.train.sample", "draw samples from a trained flow"),
 }
 INTERRUPTED = 130

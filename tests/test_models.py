@@ -83,3 +83,56 @@ def test_numbers_out_of_range_are_named(kwargs):
     wrong = 0 if name == "hidden" else value
     with pytest.raises(ValueError, match=f"{name} must be an integer, at least .*; got {wrong}"):
         fk.models.realnvp(**kwargs)
+
+
+@pytest.mark.parametrize("flow", ["planar", "radial"])
+def test_a_vae_starts_with_a_standard_normal_posterior(flow):
+    model = fk.models.vae(6, latent=3, hidden=(8, 5), flow=flow, depth=4)
+    context = model.encoder(torch.randint(2, (7, 6)).float())
+    assert context.shape == (7, 5)
+    z, log_prob = model.posterior.rsample_and_log_prob(2, context)
+    expected = torch.distributions.Normal(0.0, 1.0).log_prob(z).sum(2)
+    torch.testing.assert_close(log_prob, expected, rtol=1e-4, atol=1e-4)
+    assert [m.out_features for m in model.decoder if isinstance(m, nn.Linear)] == [5, 8, 6]
+
+
+def test_a_vae_learns_and_its_samples_follow_the_generator():
+    """Two patterns of pixels, which one latent tells apart."""
+    model = fk.models.vae(8, latent=2, hidden=(16,), depth=2)
+    patterns = torch.tensor([[0.0, 1.0] * 4, [1.0, 1.0, 0.0, 0.0] * 2])
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
+    for _ in range(300):
+        loss = model(patterns[torch.randint(2, (64,))]).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    with torch.no_grad():
+        assert model.log_likelihood(patterns, 200).mean() > -1.2  # of which log 2 is which pattern it is
+        samples = model.sample(50, generator=torch.Generator().manual_seed(1))
+        assert torch.equal(samples, model.sample(50, generator=torch.Generator().manual_seed(1)))
+    distance = (samples[:, None] - patterns).abs().amax(2).amin(1)
+    assert (distance < 0.5).double().mean() > 0.7
+
+
+def test_a_vae_of_no_maps_has_a_normal_posterior():
+    assert len(fk.models.vae(6, depth=0).posterior.layers) == 0
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"features": 0}, "features must be an integer, at least 1; got 0"),
+        ({"features": 4, "latent": 0}, "latent must be an integer, at least 1; got 0"),
+        ({"features": 4, "hidden": ()}, r"hidden must hold at least one size; got \(\)"),
+        ({"features": 4, "depth": -1}, "depth must be an integer, at least 0; got -1"),
+        ({"features": 4, "flow": "spline"}, "flow must be one of planar, radial; got 'spline'"),
+    ],
+)
+def test_what_a_vae_cannot_be_built_from_is_named(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        fk.models.vae(**kwargs)
+
+
+def test_the_samples_of_a_likelihood_must_be_some():
+    with pytest.raises(ValueError, match="samples must be an integer, at least 1; got 0"):
+        fk.models.vae(4).log_likelihood(torch.zeros(2, 4), 0)

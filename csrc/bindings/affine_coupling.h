@@ -7,6 +7,7 @@
 
 #include <array>
 
+#include "bindings/address.h"
 #include "flow/affine_coupling.h"
 
 namespace flowkernels {
@@ -69,13 +70,9 @@ inline AffineBackwardPlan affine_backward_plan(const py::kwargs& a) {
           a["grad_log_det_stride"].cast<int64_t>()};
 }
 
-inline const void* input(uintptr_t address) { return reinterpret_cast<const void*>(address); }
-inline void* output(uintptr_t address) { return reinterpret_cast<void*>(address); }
-
 // `Module` names the launchers of one backend: forward_workspace, forward, backward_workspace, backward.
 template <class Module>
 void bind_affine_coupling(py::module_& module) {
-  using Address = uintptr_t;
   // Local to the module: pybind11 shares types between modules, and the CPU module has these as well.
   py::class_<AffineForwardPlan>(module, "AffineForward", py::module_local())
       .def(py::init([](const py::kwargs& arguments) { return affine_forward_plan(arguments); }))

@@ -1,11 +1,12 @@
 #include "bindings/affine_coupling.h"
+#include "bindings/stack.h"
 #include "cpu/kernels.h"
 
 namespace {
 
 using namespace flowkernels;
 
-struct Launchers {
+struct AffineLaunchers {
   static size_t forward_workspace(const AffineForwardPlan&) { return 0; }
   static size_t backward_workspace(const AffineBackwardPlan&) { return 0; }
   static void forward(const AffineForwardPlan& plan, const AffineForwardCall& call, void*, int, void*) {
@@ -16,6 +17,24 @@ struct Launchers {
   }
 };
 
+// A kernel of the table for each direction.
+template <class Options,
+          void (*cpu::Kernels::*forward_kernel)(const StackForwardPlan<Options>&, const StackForwardCall&),
+          void (*cpu::Kernels::*backward_kernel)(const StackBackwardPlan<Options>&, const StackBackwardCall&)>
+struct StackLaunchers {
+  static size_t forward_workspace(const StackForwardPlan<Options>&) { return 0; }
+  static size_t backward_workspace(const StackBackwardPlan<Options>&) { return 0; }
+  static void forward(const StackForwardPlan<Options>& plan, const StackForwardCall& call, void*, int, void*) {
+    (cpu::kernels().*forward_kernel)(plan, call);
+  }
+  static void backward(const StackBackwardPlan<Options>& plan, const StackBackwardCall& call, void*, int, void*) {
+    (cpu::kernels().*backward_kernel)(plan, call);
+  }
+};
+
+using Planar = StackLaunchers<PlanarOptions, &cpu::Kernels::planar_forward, &cpu::Kernels::planar_backward>;
+using Radial = StackLaunchers<RadialOptions, &cpu::Kernels::radial_forward, &cpu::Kernels::radial_backward>;
+
 }  // namespace
 
 PYBIND11_MODULE(_cpu, module) {
@@ -23,5 +42,7 @@ PYBIND11_MODULE(_cpu, module) {
   module.attr("isa") = cpu::kernels().isa;
   module.attr("isas") = cpu::built_isas();
   module.attr("compiler") = FLOWKERNELS_COMPILER;
-  bind_affine_coupling<Launchers>(module);
+  bind_affine_coupling<AffineLaunchers>(module);
+  bind_stack<PlanarOptions, Planar>(module, "Planar");
+  bind_stack<RadialOptions, Radial>(module, "Radial");
 }

@@ -2,8 +2,10 @@
 #include <sstream>
 
 #include "bindings/affine_coupling.h"
+#include "bindings/stack.h"
 #include "cuda/affine_coupling.h"
 #include "cuda/device.h"
+#include "cuda/stack.h"
 
 #if defined(FLOWKERNELS_EMULATED)
 #include "emulation/binding.h"
@@ -13,7 +15,7 @@ namespace {
 
 using namespace flowkernels;
 
-struct Launchers {
+struct AffineLaunchers {
   static size_t forward_workspace(const AffineForwardPlan& plan) {
     return cuda::affine_coupling_forward_workspace(plan);
   }
@@ -48,7 +50,9 @@ PYBIND11_MODULE(_cuda, module) {
   module.attr("architectures") = architectures();
   module.attr("compiler") = FLOWKERNELS_COMPILER;
   module.def("device_problem", &device_problem, py::arg("device"), "Why a device cannot be used, or None if it can.");
-  bind_affine_coupling<Launchers>(module);
+  bind_affine_coupling<AffineLaunchers>(module);
+  bind_stack<PlanarOptions, cuda::StackLaunchers<PlanarOptions>>(module, "Planar");
+  bind_stack<RadialOptions, cuda::StackLaunchers<RadialOptions>>(module, "Radial");
 #if defined(FLOWKERNELS_EMULATED)
   module.attr("emulated") = true;
   bind_emulation(module);

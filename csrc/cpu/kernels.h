@@ -6,6 +6,8 @@
 #include <vector>
 
 #include "flow/affine_coupling.h"
+#include "flow/planar.h"
+#include "flow/radial.h"
 
 namespace flowkernels::cpu {
 
@@ -13,6 +15,10 @@ struct Kernels {
   const char* isa;
   void (*affine_coupling_forward)(const AffineForwardPlan&, const AffineForwardCall&);
   void (*affine_coupling_backward)(const AffineBackwardPlan&, const AffineBackwardCall&);
+  void (*planar_forward)(const StackForwardPlan<PlanarOptions>&, const StackForwardCall&);
+  void (*planar_backward)(const StackBackwardPlan<PlanarOptions>&, const StackBackwardCall&);
+  void (*radial_forward)(const StackForwardPlan<RadialOptions>&, const StackForwardCall&);
+  void (*radial_backward)(const StackBackwardPlan<RadialOptions>&, const StackBackwardCall&);
 };
 
 // The best set that this processor runs; the environment variable FLOWKERNELS_ISA (baseline, avx2, avx512) lowers the

@@ -7,8 +7,20 @@ namespace flowkernels::cpu::FLOWKERNELS_ISA {
 
 void affine_coupling_forward(const AffineForwardPlan& plan, const AffineForwardCall& call);
 void affine_coupling_backward(const AffineBackwardPlan& plan, const AffineBackwardCall& call);
+void planar_stack_forward(const StackForwardPlan<PlanarOptions>& plan, const StackForwardCall& call);
+void planar_stack_backward(const StackBackwardPlan<PlanarOptions>& plan, const StackBackwardCall& call);
+void radial_stack_forward(const StackForwardPlan<RadialOptions>& plan, const StackForwardCall& call);
+void radial_stack_backward(const StackBackwardPlan<RadialOptions>& plan, const StackBackwardCall& call);
 
 extern const Kernels table;
-const Kernels table = {FLOWKERNELS_NAME(FLOWKERNELS_ISA), affine_coupling_forward, affine_coupling_backward};
+const Kernels table = {
+    FLOWKERNELS_NAME(FLOWKERNELS_ISA),
+    affine_coupling_forward,
+    affine_coupling_backward,
+    planar_stack_forward,
+    planar_stack_backward,
+    radial_stack_forward,
+    radial_stack_backward,
+};
 
 }  // namespace flowkernels::cpu::FLOWKERNELS_ISA

@@ -14,4 +14,11 @@ FK_INLINE int64_t opaque(int64_t value) {
   return value;
 }
 
+FK_INLINE uint32_t opaque(uint32_t value) {
+#if defined(__CUDACC__)
+  asm volatile("" : "+r"(value));
+#endif
+  return value;
+}
+
 }  // namespace flowkernels::cuda

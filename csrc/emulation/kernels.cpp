@@ -2,3 +2,5 @@
 // directory in CMake, so they are included.
 #include "cuda/affine_coupling.cu"
 #include "cuda/device.cu"
+#include "cuda/planar.cu"
+#include "cuda/radial.cu"

@@ -82,7 +82,7 @@ def _cost(x: Tensor, raw: Tensor, form: AffineForm, mask: Tensor | None, passive
     total = cost.forward(x, raw, None, mask, None, form, passive, inverse)
     if mode == TRAIN:
         log_det = x.new_empty(x.shape[:1])
-        total += cost.backward(x, log_det, x, raw, False, mask, None, form, passive, inverse)
+        total += cost.backward(x, log_det, x, raw, None, mask, None, form, passive, inverse)
     return total
 
 
@@ -106,7 +106,9 @@ def _problem(
     )
     terms = math.prod(active[1:])
     loaders = {name: functools.partial(layer, x, raw) for name, layer in (layers or {}).items()}
-    return Problem((x, raw), pair, ours, loaders, functools.partial(_cost, x, raw, form, mask, passive), terms)
+    return Problem(
+        (x, raw), pair, ours, loaders, functools.partial(_cost, x, raw, form, mask, passive), (1, terms, 1, 1)
+    )
 
 
 def _checkerboard(device: torch.device, shape: tuple[int, ...]) -> Problem:
@@ -122,7 +124,7 @@ def _rows(shape: tuple[int, int], scale: str) -> Workload:
         f"{_name(shape)} {scale}",
         functools.partial(_problem, shape=shape, form=form, pair=pair),
         level,
-        compiled=(shape, scale) in COMPILED,
+        compiled=DEFAULT if (shape, scale) in COMPILED else FULL,
         target=shape != LAUNCH_BOUND,
     )
 
@@ -137,7 +139,7 @@ def _library(name: str, shape: tuple[int, int], level: int) -> Workload:
 def _point(axis: str, size: int) -> Workload:
     shape = (size, 64) if axis == "batch" else (512, size)
     build = functools.partial(_problem, shape=shape, form=TANH_FORM, pair=TANH)
-    return Workload(OP, f"{_name(shape)} tanh, {axis} curve", build, FULL, axis=axis, size=size)
+    return Workload(OP, f"{_name(shape)} tanh, {axis} curve", build, FULL, axis=axis, size=size, modes=(FORWARD, TRAIN))
 
 
 def workloads() -> Iterator[Workload]:
@@ -147,7 +149,7 @@ def workloads() -> Iterator[Workload]:
             yield _rows(shape, scale)
     picture = (64, 12, 16, 16)
     halves = functools.partial(_problem, shape=picture, form=TANH_FORM, pair=TANH_HALF, passive=6)
-    yield Workload(OP, f"{_name(picture)} half, tanh", halves, QUICK, compiled=True, target=True)
+    yield Workload(OP, f"{_name(picture)} half, tanh", halves, QUICK, compiled=DEFAULT, target=True)
     yield Workload(OP, f"{_name(picture)} checkerboard, tanh", functools.partial(_checkerboard, shape=picture))
     for name in LIBRARIES:
         yield _library(name, (4096, 64), DEFAULT)

@@ -65,13 +65,13 @@ def _problem(args: argparse.Namespace) -> str | None:
 
 
 def _measure_all(workloads: list[Workload], level: int, device: torch.device) -> list[Result]:
-    pairs = [(workload, mode) for workload in workloads for mode in workload.modes(level)]
+    pairs = [(workload, mode) for workload in workloads for mode in workload.modes_of(level)]
     progress = _Progress(len(pairs))
     results = []
     for workload in workloads:
         built = workload.build(device)
-        compiling = level == FULL or (level == DEFAULT and workload.compiled)
-        for mode in workload.modes(level):
+        compiling = workload.compiled is not None and level >= workload.compiled
+        for mode in workload.modes_of(level):
             progress.next(f"{workload.name}, {mode}")
             with torch.no_grad():
                 compiled = compiling and (level == FULL or mode != "inverse")

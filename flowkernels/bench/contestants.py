@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .counting import Count, count_both, counting
 from .peers import Jitted
-from .workloads import COMPILE, TRAIN, Problem
+from .steps import loss
+from .workloads import COMPILE, FUSED_STEP, STEPS, TRAIN, Problem
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,14 +21,15 @@ class Contestant:
 
     Args:
         run: what is timed.
-        values: the tensors in what `run` returned: y and log_det, then the gradients of the inputs in training.
+        values: the tensors in what `run` returned: y and log_det, then the gradients of the inputs in training; the
+            loss of a training step. None where a library's parameters mean something else, and nothing can be compared.
         count: launches and bytes, where they can be counted.
         on_torch: whether torch's allocator serves it, so that its memory can be measured.
     """
 
     name: str
     run: Callable[[], object]
-    values: Callable[[object], Sequence[Tensor]]
+    values: Callable[[Any], Sequence[Tensor] | None]
     count: Callable[[], Count | None] = lambda: None
     on_torch: bool = True
 
@@ -81,6 +84,14 @@ def of_jax(name: str, jitted: Jitted, problem: Problem, mode: str) -> Contestant
     return Contestant(name, lambda: jitted.jax.block_until_ready(function(*arrays)), values, on_torch=False)
 
 
+def of_step(name: str, make: Callable[[bool], Callable[[], object]], mode: str) -> Contestant:
+    """A training step. One in JAX returns no tensor, and has parameters of another meaning."""
+    run = make(mode == FUSED_STEP)
+    return Contestant(
+        name, run, lambda value: [value.reshape(1)] if isinstance(value, Tensor) else None, on_torch=False
+    )
+
+
 def compiled(problem: Problem, mode: str) -> Contestant:
     """The natural code under torch.compile, for these shapes alone, and with what compiled before forgotten."""
     torch._dynamo.reset()
@@ -93,6 +104,8 @@ def truth(problem: Problem, mode: str) -> list[Tensor]:
     inputs = [t.detach().double().requires_grad_(mode == TRAIN) for t in problem.inputs]
     with torch.set_grad_enabled(mode == TRAIN):
         outputs = problem.natural.of(mode)(*inputs)
+    if mode in STEPS:
+        return [loss(*outputs).reshape(1)]
     if mode != TRAIN:
         return list(outputs)
     grads = torch.autograd.grad(outputs, inputs, [g.double() for g in cotangents(problem)])

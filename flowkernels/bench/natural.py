@@ -1,6 +1,6 @@
-"""Affine coupling as a person would write it in PyTorch: what the fused operation is compared with.
+"""The ops as a person would write them in PyTorch: what the fused operations are compared with.
 
-Each function takes (x, raw) and returns (y, log_det); `inverse_...` undoes it.
+Each function takes x and what the op takes beside it, and returns (y, log_det); `inverse_...` undoes it.
 """
 
 from __future__ import annotations
@@ -135,3 +135,39 @@ def inverse_softplus_half(y: Tensor, raw: Tensor) -> Pair:
     t, s = raw.unbind(-1)
     scale = F.softplus(s)
     return torch.cat((kept, (active - t) / scale), dim=1), -scale.log().flatten(1).sum(1)
+
+
+def planar(x: Tensor, u: Tensor, w: Tensor, b: Tensor) -> Pair:
+    total = torch.zeros_like(x[:, 0])
+    for u_k, w_k, b_k in zip(u.unbind(0), w.unbind(0), b.unbind(0)):
+        product = w_k @ u_k
+        u_hat = u_k + (F.softplus(product) - 1 - product) * w_k / w_k.square().sum()
+        h = torch.tanh(x @ w_k + b_k)
+        x = x + u_hat * h[:, None]
+        total = total + torch.log(1 + (w_k @ u_hat) * (1 - h.square()))
+    return x, total
+
+
+def radial(x: Tensor, center: Tensor, alpha: Tensor, beta: Tensor) -> Pair:
+    total = torch.zeros_like(x[:, 0])
+    for z_k, a_k, b_k in zip(center.unbind(0), alpha.unbind(0), beta.unbind(0)):
+        v = x - z_k
+        r = v.norm(dim=1)
+        shrink = F.softplus(b_k) - a_k
+        h = shrink / (a_k + r)
+        x = x + h[:, None] * v
+        total = total + (x.shape[1] - 1) * torch.log(1 + h) + torch.log(1 + h - shrink * r / (a_k + r) ** 2)
+    return x, total
+
+
+def inverse_radial(y: Tensor, center: Tensor, alpha: Tensor, beta: Tensor) -> Pair:
+    total = torch.zeros_like(y[:, 0])
+    for z_k, a_k, b_k in zip(*(t.flip(0).unbind(0) for t in (center, alpha, beta))):
+        v = y - z_k
+        rho, shrink = v.norm(dim=1), F.softplus(b_k) - a_k
+        t = a_k + shrink - rho
+        r = 0.5 * (torch.sqrt(t.square() + 4 * a_k * rho) - t)
+        h = shrink / (a_k + r)
+        y = z_k + v / (1 + h[:, None])
+        total = total - (y.shape[1] - 1) * torch.log(1 + h) - torch.log(1 + h - shrink * r / (a_k + r) ** 2)
+    return y, total

@@ -1,6 +1,6 @@
-"""Other libraries' own coupling layers, given the output of their conditioner: the coupling alone is measured.
+"""Other libraries' own layers. Of couplings, given the output of their conditioner, the coupling alone is measured.
 
-Each function imports its library, and returns a map and its inverse of (x, raw) for inputs of the given shapes.
+Each function imports its library.
 """
 
 from __future__ import annotations
@@ -10,11 +10,13 @@ import importlib
 import io
 import logging
 import warnings
+from collections.abc import Callable, Iterable
 from types import ModuleType
 
 import torch
 from torch import Tensor
 
+from .steps import LEARNING_RATE
 from .workloads import Pair
 
 
@@ -156,3 +158,86 @@ def flowjax_softplus(x: Tensor, raw: Tensor) -> Jitted:
         jax.vmap(lambda y, raw: given(raw).inverse_and_log_det(y)),
         arrays,
     )
+
+
+class Layers(torch.nn.Module):
+    """A stack of a library's layers, whose parameters are named as the arguments are that each layer is made with."""
+
+    def __init__(self, names: tuple[str, ...], layers: Iterable[torch.nn.Module]) -> None:
+        super().__init__()
+        self.names = names
+        self.layers = torch.nn.ModuleList(layers)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """All layers in turn."""
+        total = x.new_zeros(x.shape[0])
+        for layer in self.layers:
+            x, log_det = layer(x)
+            total = total + log_det
+        return x, total
+
+    def as_function(self) -> Pair:
+        """The stack as a function of x and the parameters, which have one row per layer."""
+        for layer in self.layers:
+            for name in self.names:
+                delattr(layer, name)
+
+        def forward(x, *parameters):
+            for layer, *own in zip(self.layers, *(p.split(1) for p in parameters)):
+                vars(layer).update(zip(self.names, own))
+            return self(x)
+
+        return Pair(forward, None)
+
+
+def normflows_planar(u: Tensor, w: Tensor, b: Tensor) -> Layers:
+    """normflows' Planar, K of them."""
+    flows = _import("normflows.flows")
+    shape, rows = (u.shape[1],), zip(*(p.clone().split(1) for p in (u, w, b)))
+    return Layers(("u", "w", "b"), (flows.Planar(shape, "tanh", *own) for own in rows))
+
+
+def normflows_radial(center: Tensor, alpha: Tensor, beta: Tensor) -> Layers:
+    """normflows' Radial, K of them."""
+    flows = _import("normflows.flows")
+    layers = []
+    for own in zip(*(p.clone().split(1) for p in (center, alpha, beta))):
+        layers.append(flows.Radial((center.shape[1],), own[0]).to(center.device))
+        layers[-1].alpha, layers[-1].beta = map(torch.nn.Parameter, own[1:])
+    return Layers(("z_0", "alpha", "beta"), layers)
+
+
+def flowjax_planar_step(inputs: tuple[Tensor, ...], fused: bool) -> Callable[[], object]:
+    """A training step of flowjax's planar layers, scanned as its planar_flow does, under jit with optax's Adam.
+
+    Its constraint of u is another function, so the loss is another too; the work is the same.
+    """
+    x, u, w, b = inputs
+    if x.device.type != "cpu":
+        raise ImportError("flowjax is measured on the CPU only")
+    logging.getLogger("jax").setLevel(logging.ERROR)
+    bijections, equinox, jax, optax = map(_import, ("flowjax.bijections", "equinox", "jax", "optax"))
+    depth, features = u.shape
+    keys = jax.random.split(jax.random.key(0), depth)
+    layers = equinox.filter_vmap(lambda key: bijections.Planar(key, dim=features))(keys)
+    given = jax.numpy.asarray(torch.cat((w, u, b[:, None]), 1).numpy())
+    stack = bijections.Scan(equinox.tree_at(lambda planar: planar.params, layers, given))
+    data, optimizer = jax.numpy.asarray(x.numpy()), optax.adam(LEARNING_RATE)
+
+    def loss(stack):
+        z, log_det = jax.vmap(stack.transform_and_log_det)(data)
+        return 0.5 * (z**2).sum(1).mean() - log_det.mean()
+
+    @equinox.filter_jit
+    def update(stack, state):
+        value, grads = equinox.filter_value_and_grad(loss)(stack)
+        updates, state = optimizer.update(grads, state)
+        return equinox.apply_updates(stack, updates), state, value
+
+    held = [stack, optimizer.init(equinox.filter(stack, equinox.is_inexact_array))]
+
+    def step():
+        *held[:], value = update(*held)
+        return jax.block_until_ready(value)
+
+    return step

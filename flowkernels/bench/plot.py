@@ -11,7 +11,7 @@ from .workloads import COMPILE, EAGER, FORWARD, OURS, TRAIN
 
 LIBRARY = "other library"
 COLOURS = {EAGER: "#7fa8d1", COMPILE: "#e0a458", LIBRARY: "#8f7fb5", OURS: "#c44e34"}
-AXES = {"batch": "batch size, with 64 features", "dimension": "features, with a batch of 512"}
+AXES = {"batch": "batch size", "dimension": "features", "depth": "layers"}
 BAR = 0.27
 TICKS = (0.25, 0.5, 1, 2, 5, 10, 20, 50, 100)
 
@@ -22,17 +22,23 @@ def draw(path: pathlib.Path, facts: dict[str, str], results: Sequence[Result]) -
 
     timed = [r for r in results if r.rows[OURS].seconds]
     bars = [r for r in timed if r.workload.axis is None]
+    curves = {
+        op: [r for r in timed if r.workload.op == op and r.workload.axis] for op in {r.workload.op for r in timed}
+    }
+    curves = {op: points for op, points in sorted(curves.items()) if points}
     names = list(dict.fromkeys(r.workload.name for r in bars))
-    height = 1.4 + 0.36 * len(names)
-    figure = Figure(figsize=(13, height + 4.6), dpi=130, layout="constrained")
+    height, below_height = 1.4 + 0.36 * len(names), 3.6 * len(curves)
+    figure = Figure(figsize=(13, height + below_height + 0.4), dpi=130, layout="constrained")
     above, below = figure.subfigures(  # type: ignore[misc]
-        2, 1, height_ratios=(height, 4.2), hspace=0.03
+        2, 1, height_ratios=(height, max(below_height, 0.1)), hspace=0.03
     )
     for axes, mode in zip(above.subplots(1, 2, sharey=True), (FORWARD, TRAIN)):
         _bars(axes, mode, names, [r for r in bars if r.mode == mode])
     _legend(above, bars)
-    for axes, axis in zip(below.subplots(1, 2), AXES):
-        _curves(axes, axis, [r for r in timed if r.workload.axis == axis])
+    for row, (op, points) in zip(below.subfigures(max(1, len(curves)), 1, squeeze=False)[:, 0], curves.items()):
+        found = [axis for axis in AXES if any(r.workload.axis == axis for r in points)]
+        for axes, axis in zip(row.subplots(1, len(found), squeeze=False)[0], found):
+            _curves(axes, op, axis, [r for r in points if r.workload.axis == axis])
     figure.suptitle(_title(facts), fontsize=11)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
@@ -81,7 +87,7 @@ def _legend(figure, results: Sequence[Result]) -> None:
     figure.legend(handles, [f"than {label}" for label in labels], ncols=3, fontsize=9, loc="outside lower center")
 
 
-def _curves(axes, axis: str, results: Sequence[Result]) -> None:
+def _curves(axes, op: str, axis: str, results: Sequence[Result]) -> None:
     for mode, style in ((FORWARD, "-"), (TRAIN, "--")):
         points = sorted((r for r in results if r.mode == mode), key=lambda r: r.workload.size)
         for name in (EAGER, COMPILE, OURS):
@@ -96,7 +102,6 @@ def _curves(axes, axis: str, results: Sequence[Result]) -> None:
     axes.set_xlabel(AXES[axis])
     axes.yaxis.set_major_formatter(lambda value, _: seconds(value))
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    axes.set_title(f"time of a call, tanh coupling along the {axis}; shaded: quartiles", fontsize=10)
+    axes.set_title(f"{op}: time of a call along the {axis}", fontsize=10)
     axes.grid(alpha=0.3)
-    if results:
-        axes.legend(fontsize=8, frameon=False)
+    axes.legend(fontsize=8, frameon=False)

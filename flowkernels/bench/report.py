@@ -14,7 +14,7 @@ import torch
 from .. import backends, machine
 from .measure import ABSENT, OK, WRONG, Result, Row
 from .timing import Summary
-from .workloads import COMPILE, EAGER, MODES, OURS, targets
+from .workloads import COMPILE, EAGER, MODES, OURS, Promise, targets
 
 SCHEMA = 1
 NAME_WIDTH = 36
@@ -93,7 +93,15 @@ def text(facts: dict[str, str], results: Sequence[Result]) -> str:
         chosen = [r for r in results if r.mode == mode]
         if chosen:
             lines += ["", *_times(mode, chosen), "", *_costs(mode, chosen)]
-    lines += ["", *_means(means(results)), *_noise(results), *_losses(results), *_absences(results), *_wrongs(results)]
+    lines += [
+        "",
+        *_means(means(results)),
+        *_promises(results),
+        *_noise(results),
+        *_losses(results),
+        *_absences(results),
+        *_wrongs(results),
+    ]
     return "\n".join(lines)
 
 
@@ -159,6 +167,20 @@ def _means(found: Iterable[Mean]) -> Iterable[str]:
         which = "target workloads" if m.target else "all workloads"
         line = f"geometric mean of {m.op} {m.mode}, {m.count} of {m.total} {which}: {m.value:.2f}x {m.over}"
         yield line + ("" if m.must is None else f" (must {m.must:g}x, out for {m.out_for:g}x)")
+
+
+def promises(results: Iterable[Result]) -> Iterable[tuple[Result, Promise, Summary]]:
+    """What is promised of single workloads, with what was measured."""
+    for r in results:
+        for promise in r.workload.promises:
+            if promise.mode == r.mode and (found := r.speed_up(promise.over)) is not None:
+                yield r, promise, found
+
+
+def _promises(results: Iterable[Result]) -> Iterable[str]:
+    for r, promise, found in promises(results):
+        limits = f"(must {promise.must:g}x, out for {promise.out_for:g}x)"
+        yield f"{r.workload.name}, {r.mode}: {found.median:.2f}x {promise.over} {limits}"
 
 
 def _noise(results: Iterable[Result]) -> Iterable[str]:

@@ -12,20 +12,25 @@ from torch import Tensor
 
 from ..ops.cost import Cost
 
-FORWARD, INVERSE, TRAIN = MODES = ("forward", "inverse", "forward+backward")
+FORWARD, INVERSE, TRAIN = PASSES = ("forward", "inverse", "forward+backward")
+STEP, FUSED_STEP = STEPS = ("training step", "training step, fused Adam")
+MODES = (*PASSES, *STEPS)
 QUICK, DEFAULT, FULL = range(3)
 EAGER, COMPILE, OURS = "eager", "compile", "ours"  # the implementations that are not another library's
 
 
 class Pair(NamedTuple):
-    """A map and its inverse, each from the inputs of a problem to (value, log_det)."""
+    """A map and its inverse, where there is one, each from the inputs of a problem to (value, log_det)."""
 
     forward: Callable[..., tuple[Tensor, Tensor]]
-    inverse: Callable[..., tuple[Tensor, Tensor]]
+    inverse: Callable[..., tuple[Tensor, Tensor]] | None
 
     def of(self, mode: str) -> Callable[..., tuple[Tensor, Tensor]]:
         """The function that a mode calls."""
-        return self.inverse if mode == INVERSE else self.forward
+        function = self.inverse if mode == INVERSE else self.forward
+        if function is None:
+            raise NotImplementedError(f"it has no {mode}")
+        return function
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +43,9 @@ class Problem:
         ours: the fused operation.
         peers: per library, what loads it and makes its own layer; ImportError where it is not installed.
         cost: of ours, per mode.
-        terms: how many summands each element of log_det has.
+        terms: for value, log_det and the gradient of each input, how many roundings may add up in an element.
+        steps: by name, what makes a training step of an implementation, given whether Adam is to be the fused one. A
+            step returns its loss; ImportError where a library is not installed.
     """
 
     inputs: tuple[Tensor, ...]
@@ -46,7 +53,18 @@ class Problem:
     ours: Pair
     peers: Mapping[str, Callable[[], object]]
     cost: Callable[[str], Cost]
-    terms: int
+    terms: tuple[int, ...]
+    steps: Mapping[str, Callable[[bool], Callable[[], object]]] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Promise:
+    """How many times faster than another implementation ours has to be in a mode, and what we are out for."""
+
+    mode: str
+    over: str
+    must: float
+    out_for: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,32 +73,36 @@ class Workload:
 
     Args:
         level: the least extensive run that includes it: `QUICK`, `DEFAULT` or `FULL`.
-        compiled: whether torch.compile is measured in a default run too; in a full one it always is.
+        compiled: the least extensive run in which torch.compile is measured too; None where it takes minutes.
         target: whether it counts for the geometric means that the project's targets are stated for.
-        axis: ``"batch"`` or ``"dimension"`` for a point of a scaling curve, else None.
+        axis: ``"batch"``, ``"dimension"`` or ``"depth"`` for a point of a scaling curve, else None.
         size: the point's place on that axis.
+        modes: what is measured.
+        promises: about this workload alone.
     """
 
     op: str
     name: str
     build: Callable[[torch.device], Problem]
     level: int = DEFAULT
-    compiled: bool = False
+    compiled: int | None = FULL
     target: bool = False
     axis: str | None = None
     size: int = 0
+    modes: tuple[str, ...] = PASSES
+    promises: tuple[Promise, ...] = ()
 
-    def modes(self, level: int) -> tuple[str, ...]:
+    def modes_of(self, level: int) -> tuple[str, ...]:
         """The modes that a run measures."""
-        return (FORWARD, TRAIN) if self.axis or level == QUICK else MODES
+        return tuple(mode for mode in self.modes if mode in (FORWARD, TRAIN)) if level == QUICK else self.modes
 
 
 @functools.cache
 def registry() -> tuple[Workload, ...]:
     """Every workload of every op."""
-    from . import affine_coupling
+    from . import affine_coupling, stacks
 
-    return tuple(affine_coupling.workloads())
+    return (*affine_coupling.workloads(), *stacks.workloads(stacks.PLANAR), *stacks.workloads(stacks.RADIAL))
 
 
 def ops() -> list[str]:
@@ -91,7 +113,8 @@ def ops() -> list[str]:
 def targets() -> dict[tuple[str, str, str], tuple[float, float]]:
     """By op, mode and what ours is compared with: the speed-up that it must reach, and the one we are out for.
 
-    Both are geometric means over the workloads that are marked as targets.
+    Both are geometric means over the workloads that are marked as targets. What is promised of single workloads is
+    with them.
     """
     from . import affine_coupling
 

@@ -9,5 +9,18 @@ from .dequantize import Dequantize
 from .inverse import Inverse
 from .masks import channel_mask, checkerboard_mask
 from .permute import Permute
+from .planar import AmortizedPlanar, Planar
+from .radial import AmortizedRadial, Radial
 
-__all__ = ["AffineCoupling", "Dequantize", "Inverse", "Permute", "channel_mask", "checkerboard_mask"]
+__all__ = [
+    "AffineCoupling",
+    "AmortizedPlanar",
+    "AmortizedRadial",
+    "Dequantize",
+    "Inverse",
+    "Permute",
+    "Planar",
+    "Radial",
+    "channel_mask",
+    "checkerboard_mask",
+]

@@ -1,4 +1,4 @@
-"""Calling the compiled modules, which take addresses: the same for the CPU module, the CUDA one and the emulated one."""
+"""Calling the compiled modules, which take addresses: the CPU module, the CUDA one and the emulated one alike."""
 
 from __future__ import annotations
 

@@ -31,6 +31,15 @@ def reciprocal(x):
 
 
 @triton.jit
+def sqrt(x):
+    """The square root, correctly rounded."""
+    if x.dtype == tl.float64:
+        return tl.sqrt(x)
+    else:
+        return tl.sqrt_rn(x)
+
+
+@triton.jit
 def _copy_sign(magnitude, sign):
     """`magnitude`, which is not negative, with the sign of `sign`, that of a zero included."""
     if sign.dtype == tl.float64:
@@ -162,6 +171,32 @@ def log(x):
         result = tl.where(x == 0.0, float("-inf"), result)
         result = tl.where(x < 0.0, float("nan"), result)
         return tl.where(x < float("inf"), result, x)  # +infinity and NaN pass through
+
+
+@triton.jit
+def scale_apart(x, exponent):
+    """x 2^exponent with the first factor between sqrt(1/2) and sqrt(2), which so never leaves the range of numbers in a
+    long product. What is not positive and normal stays: 0, infinity, NaN. `exponent` is int64 beside float64, else
+    int32."""
+    if x.dtype == tl.float64:
+        bits = x.to(tl.int64, bitcast=True)
+        normal = (bits >= 0x0010000000000000) & (bits < 0x7FF0000000000000)
+        shifted = bits - 0x3FE6A09E667F3BCD
+        apart = ((shifted & 0x000FFFFFFFFFFFFF) + 0x3FE6A09E667F3BCD).to(tl.float64, bitcast=True)
+        added = shifted >> 52
+    else:
+        bits = x.to(tl.int32, bitcast=True)
+        normal = (bits >= 0x00800000) & (bits < 0x7F800000)
+        shifted = bits - 0x3F3504F3
+        apart = ((shifted & 0x007FFFFF) + 0x3F3504F3).to(tl.float32, bitcast=True)
+        added = shifted >> 23
+    return tl.where(normal, apart, x), tl.where(normal, exponent + added, exponent)
+
+
+@triton.jit
+def log_scaled(x, exponent):
+    """log(x 2^exponent)."""
+    return log(x) + exponent.to(x.dtype) * 0.69314718055994530942
 
 
 @triton.jit

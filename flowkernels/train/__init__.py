@@ -1,9 +1,9 @@
-"""Training a flow on pictures: ``flowkernels train`` and ``flowkernels sample``.
+"""Training a flow: ``flowkernels train``, ``flowkernels sample`` and ``flowkernels density``.
 
-`add_arguments` and `run` here are the first command, those of `flowkernels.train.sample` the second.
+`add_arguments` and `run` here are the first command, those of the modules `sample` and `density` the others.
 """
 
-from . import sample
+from . import density, sample
 from .command import add_arguments, run
 
-__all__ = ["add_arguments", "run", "sample"]
+__all__ = ["add_arguments", "density", "run", "sample"]

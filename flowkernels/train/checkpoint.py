@@ -10,7 +10,7 @@ import torch
 from .errors import CommandError
 
 CHECKPOINT = "checkpoint.pt"
-FORMAT = 1
+FORMAT = 2
 
 
 def save(path: pathlib.Path, state: dict) -> None:
@@ -20,6 +20,13 @@ def save(path: pathlib.Path, state: dict) -> None:
         torch.save({"format": FORMAT, **state}, file)
         file.flush()
         os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def replace_text(path: pathlib.Path, text: str) -> None:
+    """Write a text file as `save` writes a checkpoint."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text)
     os.replace(temporary, path)
 
 
@@ -45,22 +52,18 @@ def load(path: pathlib.Path) -> dict:
 class Metrics:
     """metrics.csv, one row per step: appended and flushed as the run goes, cut back to a checkpoint on resuming.
 
-    Columns: step; epoch; train_bpd, bits per dimension of the step's batch; held_out_bpd, where it was measured.
-    Numbers are written in full, so that two files are equal if the runs were.
+    Columns: step; epoch; train_UNIT, the loss of the step's batch; held_out_UNIT, where it was measured. The unit is
+    bpd, bits per dimension, or nats. Numbers are written in full, so that two files are equal if the runs were.
     """
 
-    HEADER = "step,epoch,train_bpd,held_out_bpd\n"
-
-    def __init__(self, path: pathlib.Path, step: int) -> None:
+    def __init__(self, path: pathlib.Path, step: int, unit: str) -> None:
         """Keep the rows up to `step` of the file at `path`, if there are any."""
         kept = _rows_until(path, step) if step else []
-        temporary = path.with_name(path.name + ".tmp")
-        temporary.write_text(self.HEADER + "".join(kept))
-        os.replace(temporary, path)
+        replace_text(path, f"step,epoch,train_{unit},held_out_{unit}\n" + "".join(kept))
         self._file = open(path, "a")  # noqa: SIM115  closed by close()
 
-    def add(self, step: int, epoch: int, train_bpd: float, held_out_bpd: float | None) -> None:
-        self._file.write(f"{step},{epoch},{train_bpd!r},{'' if held_out_bpd is None else repr(held_out_bpd)}\n")
+    def add(self, step: int, epoch: int, train: float, held_out: float | None) -> None:
+        self._file.write(f"{step},{epoch},{train!r},{'' if held_out is None else repr(held_out)}\n")
         self._file.flush()
 
     def sync(self) -> None:
@@ -80,7 +83,7 @@ def _rows_until(path: pathlib.Path, step: int) -> list[str]:
 
 
 def read_metrics(path: pathlib.Path) -> tuple[list[int], list[float], list[tuple[int, float]]]:
-    """Steps, their training bits per dimension, and (step, held-out bits per dimension) where measured."""
+    """Steps, their losses, and (step, loss of held-out data) where measured."""
     rows = [line.split(",") for line in path.read_text().splitlines()[1:]]
     held_out = [(int(row[0]), float(row[3])) for row in rows if row[3]]
     return [int(row[0]) for row in rows], [float(row[2]) for row in rows], held_out

@@ -4,68 +4,111 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import math
 import pathlib
+import shlex
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 
-from . import checkpoint, data, figures
+from . import checkpoint, data, report, series
 from .compare import compare
-from .config import DTYPES, FLOWS, Config
+from .config import BINARIZE, DTYPES, SETTINGS, STEPS, Config, annealing, settings
 from .errors import CommandError
 from .progress import Progress
 from .trainer import Trainer
 
-# Of what a checkpoint decides, so that --resume can tell an option that was given from one that was not.
-DEFAULTS = {"transforms": 8, "hidden": (128, 128), "batch": 128, "lr": 1e-3, "seed": 0, "dtype": "float32"}
+# What a checkpoint decides, so that --resume can tell an option that was given from one that was not.
+DECIDED = tuple(field for field in Config.__dataclass_fields__ if field not in ("data", "flow", "shape", "levels"))
+SERIES = ("data", "flow", "depth", "seed")  # options that take several values, for a run of each combination
 
-STEPS = 1000
 COMPARED = 200  # training multiplies differences of rounding, so a longer float32 comparison needs a wider tolerance
-SAMPLES = 64
 STOPPED = 130  # as a shell reports a program ended by Ctrl-C
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``flowkernels train``."""
-    parser.add_argument("--data", choices=data.NAMES, default="digits", help="pictures to train on (default digits)")
-    parser.add_argument("--data-dir", help=f"where the IDX files of Fashion-MNIST are (default {data.FASHION_DIR})")
-    parser.add_argument("--flow", choices=FLOWS, default="realnvp")
-    parser.add_argument("--out", type=pathlib.Path, help="directory for what is written (default runs/DATA-FLOW)")
-    parser.add_argument("--steps", type=int, help=f"train until this step (default {STEPS}; {COMPARED} with --compare)")
-    parser.add_argument("--checkpoint-every", type=int, default=100, metavar="STEPS", help="default 100")
-    parser.add_argument("--device", default="cpu")
-    for name, kind in {"transforms": int, "batch": int, "lr": float, "seed": int}.items():
-        parser.add_argument(f"--{name}", type=kind, help=f"default {DEFAULTS[name]}")
-    parser.add_argument("--hidden", type=int, nargs="+", help="hidden layers of each conditioner (default 128 128)")
-    parser.add_argument("--dtype", choices=tuple(DTYPES), help="default float32")
+    add = parser.add_argument
+    _several(parser, "data", data.NAMES, "digits")
+    add("--data-dir", help=f"where the IDX files of MNIST or Fashion-MNIST are (default {data.FASHION_DIR})")
+    _several(parser, "flow", tuple(SETTINGS), "realnvp")
+    add("--out", type=pathlib.Path, help="directory for what is written (default runs/DATA-FLOW)")
+    add("--steps", type=int, help=f"train until this step (default {_defaults(STEPS)}; {COMPARED} with --compare)")
+    add("--checkpoint-every", type=int, default=100, metavar="STEPS", help="default 100")
+    add("--device", default="cpu", help="default cpu")
+    add("--seed", type=int, nargs="+", help="default 0")
+    add("--depth", type=int, nargs="+", metavar="K", help="the number of planar or radial maps (default 8)")
+    for name, kind in {"transforms": int, "batch": int, "lr": float, "latent": int}.items():
+        values = {flow: known[name] for flow, known in SETTINGS.items() if name in known}
+        add(f"--{name}", type=kind, help=f"default {_defaults(values)}")
+    add("--hidden", type=int, nargs="+", help="hidden layers of each conditioner, or of the encoder")
+    add("--binarize", choices=BINARIZE, help="pixels drawn from their grey levels (default), or thresholded at 1/2")
+    add(
+        "--anneal",
+        type=int,
+        metavar="STEPS",
+        help="beta = min(1, 0.01 + t/STEPS); 0: none (default 1/2 of the steps; vae: 1/50)",
+    )
+    add("--decay", type=int, metavar="STEPS", help="over which lr falls to 1/100; 0: never (default all, realnvp: 0)")
+    add("--samples", type=int, help=f"of the final estimates (default {report.SAMPLES_HELP})")
+    add("--dtype", choices=tuple(DTYPES), help="default float32")
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out, bit for bit")
     mode.add_argument("--overwrite", action="store_true", help="start anew where --out holds a checkpoint")
     mode.add_argument("--compare", action="store_true", help="train eager and fused from one seed; fail if they differ")
 
 
+def _several(parser: argparse.ArgumentParser, name: str, choices: Sequence[str], default: str) -> None:
+    described = f"{', '.join(choices)} (default {default})"
+    parser.add_argument(
+        f"--{name}", choices=choices, nargs="+", default=[default], metavar=name.upper(), help=described
+    )
+
+
+def _defaults(values: dict[str, Any]) -> str:
+    """'1000 realnvp, 4000 planar radial': the default of each flow."""
+    by_value: dict[Any, list[str]] = {}
+    for flow, value in values.items():
+        by_value.setdefault(value, []).append(flow)
+    return ", ".join(f"{value} for {' '.join(flows)}" for value, flows in by_value.items())
+
+
 def run(args: argparse.Namespace) -> int:
     """Train; returns the exit status: 0, 1 for a comparison that failed, 2 for what cannot be done, 130 if stopped."""
     try:
-        steps = args.steps if args.steps is not None else COMPARED if args.compare else STEPS
-        if steps < 1 or args.checkpoint_every < 1:
-            raise CommandError(
-                f"--steps and --checkpoint-every must be positive; got {steps} and {args.checkpoint_every}"
-            )
-        out = args.out or pathlib.Path("runs") / f"{args.data}-{args.flow}"
-        device = _device(args.device)
-        pictures = data.load(args.data, args.data_dir)
+        _check(args)
+        runs = _runs(args)
         if args.compare:
-            return 0 if compare(_config(args, pictures), pictures, device, steps, out) else 1
-        trainer = _resumed(args, pictures, device, out) if args.resume else _fresh(args, pictures, device, out)
-        return _train(trainer, steps, args.checkpoint_every, out)
+            return _compare(runs)
+        known = {name: data.load(name, args.data_dir) for name in dict.fromkeys(args.data)}
+        for each in runs:  # all of them, so that nothing is trained for minutes before a refusal
+            each.loaded = known[each.data]
+            _config(each)
+            _check_free(each)
+        for number, each in enumerate(runs, 1):
+            if len(runs) > 1:
+                print(f"--- {number} of {len(runs)}: {each.out}", flush=True)
+            if (status := _train(each)) != 0:
+                return status
+        if len(runs) > 1:
+            series.write(_root(args), runs)
+        return 0
     except CommandError as error:
         print(f"flowkernels train: {error}", file=sys.stderr)
         return 2
+
+
+def _check(args: argparse.Namespace) -> None:
+    for name in ("steps", "checkpoint_every", "samples"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise CommandError(f"--{name.replace('_', '-')} must be positive; got {value}")
+    _device(args.device)
 
 
 def _device(name: str) -> torch.device:
@@ -75,36 +118,86 @@ def _device(name: str) -> torch.device:
         raise CommandError(f"--device {name} cannot be used: {str(error).splitlines()[0]}") from None
 
 
-def _config(args: argparse.Namespace, pictures: data.Pictures) -> Config:
-    given = {name: getattr(args, name) for name in DEFAULTS if getattr(args, name) is not None}
-    settings = {**DEFAULTS, **given}
-    settings["hidden"] = tuple(settings["hidden"])
-    if settings["lr"] <= 0:
-        raise CommandError(f"--lr must be positive; got {settings['lr']}")
-    if settings["transforms"] < 1 or min(settings["hidden"]) < 1:
-        raise CommandError("--transforms and --hidden must be positive")
-    return Config(data=args.data, flow=args.flow, shape=pictures.shape, levels=pictures.levels, **settings)
+def _root(args: argparse.Namespace) -> pathlib.Path:
+    return args.out or pathlib.Path("runs") / "-".join([*args.data, *args.flow])
 
 
-def _fresh(args: argparse.Namespace, pictures: data.Pictures, device: torch.device, out: pathlib.Path) -> Trainer:
-    path = out / checkpoint.CHECKPOINT
-    if path.exists() and not args.overwrite:
+def _runs(args: argparse.Namespace) -> list[argparse.Namespace]:
+    """The options of each run, in which those that take several values have one."""
+    choices = [getattr(args, name) or [None] for name in SERIES]
+    runs = []
+    for chosen in itertools.product(*choices):
+        each = argparse.Namespace(**{**vars(args), **dict(zip(SERIES, chosen))})
+        each.steps = args.steps or (COMPARED if args.compare else STEPS[each.flow])
+        varied = [
+            f"{name}{value}" if name in ("depth", "seed") else value
+            for name, value, values in zip(SERIES, chosen, choices)
+            if len(values) > 1
+        ]
+        each.out = _root(args) / "-".join(varied)
+        each.series = args
+        runs.append(each)
+    return runs
+
+
+def _compare(runs: Sequence[argparse.Namespace]) -> int:
+    if len(runs) > 1:
+        raise CommandError(f"--compare trains one flow on one set of data; got {len(runs)} combinations")
+    (args,) = runs
+    args.loaded = data.load(args.data, args.data_dir)
+    return 0 if compare(_config(args), args.loaded, _device(args.device), args.steps, args.out) else 1
+
+
+def _config(args: argparse.Namespace) -> Config:
+    chosen = settings(args.data, args.flow)
+    given = {name: getattr(args, name) for name in DECIDED if getattr(args, name) is not None}
+    for name, value in given.items():
+        if name not in chosen:
+            raise CommandError(f"--{name} means nothing for --flow {args.flow} on {args.data}; got {value}")
+    chosen = {**chosen, **given}
+    if "hidden" in chosen:
+        chosen["hidden"] = tuple(chosen["hidden"])
+    if "anneal" in chosen and chosen["anneal"] is None:
+        chosen["anneal"] = annealing(args.flow, args.steps)
+    if "decay" in chosen and chosen["decay"] is None:
+        chosen["decay"] = args.steps
+    if not chosen["lr"] > 0:
+        raise CommandError(f"--lr must be positive; got {chosen['lr']}")
+    for name, least in {"transforms": 1, "hidden": 1, "latent": 1, "depth": 0, "anneal": 0, "decay": 0}.items():
+        for value in chosen["hidden"] if name == "hidden" and "hidden" in chosen else [chosen.get(name, least)]:
+            if value < least:
+                raise CommandError(f"--{name} must be at least {least}; got {value}")
+    return Config(data=args.data, flow=args.flow, shape=args.loaded.shape, levels=args.loaded.levels, **chosen)
+
+
+def _check_free(args: argparse.Namespace) -> None:
+    path = args.out / checkpoint.CHECKPOINT
+    if path.exists() and not args.overwrite and not args.resume:
         raise CommandError(f"{path} exists: --resume goes on from it, --overwrite starts anew, --out goes elsewhere")
-    trainer = Trainer(_config(args, pictures), pictures, device)
-    out.mkdir(parents=True, exist_ok=True)
-    checkpoint.save(path, trainer.state_dict())  # so that a run killed before its first checkpoint can be resumed
+    if args.resume and not path.exists() and args.out == _root(args.series):
+        raise CommandError(f"no checkpoint at {path}")
+
+
+def _fresh(args: argparse.Namespace) -> Trainer:
+    trainer = Trainer(_config(args), args.loaded, _device(args.device))
+    args.out.mkdir(parents=True, exist_ok=True)
+    report.forget(args.out)
+    # So that a run that is killed before its first checkpoint can be resumed.
+    checkpoint.save(args.out / checkpoint.CHECKPOINT, trainer.state_dict())
     return trainer
 
 
-def _resumed(args: argparse.Namespace, pictures: data.Pictures, device: torch.device, out: pathlib.Path) -> Trainer:
-    state = checkpoint.load(out)
+def _resumed(args: argparse.Namespace) -> Trainer:
+    state = checkpoint.load(args.out)
     config = Config.from_plain(state["config"])
-    for name in ("data", "flow", *DEFAULTS):
+    for name in ("data", "flow", *DECIDED):
         given = getattr(args, name)
         given = tuple(given) if name == "hidden" and given is not None else given
         if given is not None and given != getattr(config, name):
-            raise CommandError(f"the run in {out} has {name} {getattr(config, name)}; --resume cannot make it {given}")
-    trainer = Trainer(config, pictures, device)
+            raise CommandError(
+                f"the run in {args.out} has {name} {getattr(config, name)}; --resume cannot make it {given}"
+            )
+    trainer = Trainer(config, args.loaded, _device(args.device))
     trainer.load_state_dict(state)
     return trainer
 
@@ -126,64 +219,51 @@ def _stop_requests() -> Iterator[Callable[[], bool]]:
         signal.signal(signal.SIGTERM, before[1])
 
 
-def _train(trainer: Trainer, steps: int, checkpoint_every: int, out: pathlib.Path) -> int:
-    path = out / checkpoint.CHECKPOINT
-    first = trainer.step
-    print(f"{_described(trainer)}; steps {first + 1} to {steps}; writing to {out}", flush=True)
-    metrics = checkpoint.Metrics(out / "metrics.csv", first)
-    progress = Progress(first, steps)
+def _train(args: argparse.Namespace) -> int:
+    """Train one model from its checkpoint, if it has one, or from the start."""
+    started = args.resume and (args.out / checkpoint.CHECKPOINT).exists()
+    trainer = _resumed(args) if started else _fresh(args)
+    first, steps = trainer.step, args.steps
+    print(f"{report.described(trainer)}; steps {first + 1} to {steps}; writing to {args.out}", flush=True)
     start = time.monotonic()
-    try:
-        with _stop_requests() as stop_requested:
-            while trainer.step < steps:
-                loss = trainer.advance()
-                if not math.isfinite(loss):
-                    raise CommandError(f"the loss is {loss} at step {trainer.step}: try a lower --lr")
-                saving = trainer.step % checkpoint_every == 0 or trainer.step == steps
-                held_out = trainer.held_out_bpd() if saving else None
-                metrics.add(trainer.step, trainer.batches.epoch, loss, held_out)
-                progress.show(trainer.step, f"{loss:.4f} bits/dim")
-                stopping = stop_requested()
-                if saving or stopping:
-                    metrics.sync()
-                    checkpoint.save(path, trainer.state_dict())
-                if stopping:
-                    break
-    finally:
-        progress.close()
-        metrics.close()
-    if trainer.step < steps:
-        print(f"stopped after step {trainer.step}; to go on: flowkernels train {_resume_options(trainer, steps, out)}")
+    stopped = _advance(trainer, args)
+    if stopped:
+        print(f"stopped after step {trainer.step}; to go on: flowkernels train {_resume_options(args.series)}")
         return STOPPED
-    _summarise(trainer, trainer.step - first, time.monotonic() - start, out)
+    report.write(trainer, args.out, args.samples, trainer.step - first, time.monotonic() - start)
     return 0
 
 
-def _described(trainer: Trainer) -> str:
-    config = trainer.config
-    parameters = sum(p.numel() for p in trainer.flow.parameters())
-    train, held_out = len(trainer.pictures.train), len(trainer.pictures.held_out)
-    return (
-        f"{config.flow} with {parameters:,} parameters on {config.data} ({train} pictures to train on, {held_out} held"
-        f" out, {config.levels} levels), {config.dtype} on {trainer.device}"
-    )
+def _advance(trainer: Trainer, args: argparse.Namespace) -> bool:
+    """Train up to the last step, or until asked to stop; returns whether it was."""
+    metrics = checkpoint.Metrics(args.out / "metrics.csv", trainer.step, trainer.objective.unit)
+    progress = Progress(trainer.step, args.steps)
+    stopping = False
+    try:
+        with _stop_requests() as stop_requested:
+            while trainer.step < args.steps and not stopping:
+                loss = trainer.advance()
+                if not math.isfinite(loss):
+                    raise CommandError(f"the loss is {loss} at step {trainer.step}: try a lower --lr")
+                saving = trainer.step % args.checkpoint_every == 0 or trainer.step == args.steps
+                metrics.add(trainer.step, trainer.batches.epoch, loss, trainer.held_out() if saving else None)
+                progress.show(trainer.step, f"{loss:.4f} {trainer.objective.unit}")
+                stopping = stop_requested()
+                if saving or stopping:
+                    metrics.sync()
+                    checkpoint.save(args.out / checkpoint.CHECKPOINT, trainer.state_dict())
+    finally:
+        progress.close()
+        metrics.close()
+    return trainer.step < args.steps
 
 
-def _resume_options(trainer: Trainer, steps: int, out: pathlib.Path) -> str:
-    config = trainer.config
-    return f"--data {config.data} --flow {config.flow} --out {out} --steps {steps} --resume"
-
-
-def _summarise(trainer: Trainer, steps: int, seconds: float, out: pathlib.Path) -> None:
-    each = f", {seconds / steps * 1e3:.2f} ms a step" if steps else ""
-    print(f"held-out bits per dimension {trainer.held_out_bpd():.4f}; {steps} steps in {seconds:.1f} s{each}")
-    if not figures.available():
-        return
-    config, pictures = trainer.config, trainer.pictures
-    with trainer.random.flowing():
-        samples = trainer.flow.sample(SAMPLES)
-    titled = {"training data": pictures.train[:SAMPLES], f"samples after {trainer.step} steps": samples}
-    figures.sheets(out / "samples.png", titled, config.shape, config.levels)
-    title = f"{config.flow} on {config.data}"
-    figures.curves(out / "metrics.png", title, *checkpoint.read_metrics(out / "metrics.csv"))
-    print(f"figures: {out / 'samples.png'}, {out / 'metrics.png'}")
+def _resume_options(args: argparse.Namespace) -> str:
+    """The options that go on with a run, or a series: those given, and where it lies."""
+    names = ("data", "data_dir", "flow", "device", "steps", "samples", *DECIDED)
+    words = ["--out", _root(args)]
+    for name in dict.fromkeys(names):
+        value = getattr(args, name)
+        if value is not None:
+            words += [f"--{name.replace('_', '-')}", *(value if isinstance(value, (list, tuple)) else [value])]
+    return shlex.join([*map(str, words), "--resume"])

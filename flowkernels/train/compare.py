@@ -12,7 +12,7 @@ import torch
 from .. import backends
 from . import figures
 from .config import Config
-from .data import Pictures
+from .data import Data
 from .errors import CommandError
 from .progress import Progress
 from .trainer import Trainer
@@ -37,16 +37,16 @@ class Side:
             self.losses.append(self.trainer.advance())
         self.seconds.append(time.perf_counter() - start)
 
-    def held_out_bpd(self) -> float:
+    def held_out(self) -> float:
         with backends.backend(self.backend):
-            return self.trainer.held_out_bpd()
+            return self.trainer.held_out()
 
     def gradients(self, state: dict) -> list[torch.Tensor]:
         """The gradients of the step that follows a checkpoint."""
         self.trainer.load_state_dict(state)
         with backends.backend(self.backend):
             self.trainer.gradient_step()
-        return [p.grad.clone() for p in self.trainer.flow.parameters() if p.grad is not None]
+        return [p.grad.clone() for p in self.trainer.model.parameters() if p.grad is not None]
 
 
 def relative_difference(eager: torch.Tensor, fused: torch.Tensor) -> float:
@@ -54,7 +54,7 @@ def relative_difference(eager: torch.Tensor, fused: torch.Tensor) -> float:
     return 0.0 if torch.equal(eager, fused) else ((fused - eager).norm() / eager.norm()).item()
 
 
-def compare(config: Config, pictures: Pictures, device: torch.device, steps: int, out: pathlib.Path) -> bool:
+def compare(config: Config, known: Data, device: torch.device, steps: int, out: pathlib.Path) -> bool:
     """Train eager and fused in turn, print and write how they differ.
 
     Writes compare.csv and, with matplotlib, compare.png to `out`.
@@ -66,8 +66,8 @@ def compare(config: Config, pictures: Pictures, device: torch.device, steps: int
     ran = backends.NAMES[backends.resolve(backends.requested(), device)]
     if ran == "reference":
         raise CommandError(_nothing_fused(device))
-    eager = Side("eager", "reference", Trainer(config, pictures, device))
-    fused = Side(f"fused ({ran})", request, Trainer(config, pictures, device))
+    eager = Side("eager", "reference", Trainer(config, known, device))
+    fused = Side(f"fused ({ran})", request, Trainer(config, known, device))
     _train_in_turn(eager, fused, steps)
     curve, gradient = _report(eager, fused, config.dtype)
     _write(out, eager, fused, curve, config)
@@ -85,12 +85,12 @@ def _nothing_fused(device: torch.device) -> str:
 
 
 def _train_in_turn(eager: Side, fused: Side, steps: int) -> None:
-    progress = Progress(0, steps)
+    progress, unit = Progress(0, steps), eager.trainer.objective.unit
     try:
         for step in range(1, steps + 1):
             for side in (eager, fused) if step % 2 else (fused, eager):  # what disturbs the machine disturbs both
                 side.advance()
-            progress.show(step, f"eager {eager.losses[-1]:.4f}, fused {fused.losses[-1]:.4f} bits/dim")
+            progress.show(step, f"eager {eager.losses[-1]:.4f}, fused {fused.losses[-1]:.4f} {unit}")
     finally:
         progress.close()
 
@@ -98,7 +98,7 @@ def _train_in_turn(eager: Side, fused: Side, steps: int) -> None:
 def _report(eager: Side, fused: Side, dtype: str) -> tuple[list[float], float]:
     """Print the comparison; return the relative differences of the losses, and that of the gradients."""
     state = eager.trainer.state_dict()
-    held_out = [side.held_out_bpd() for side in (eager, fused)]
+    held_out = [side.held_out() for side in (eager, fused)]
     curve = [
         relative_difference(torch.tensor(e, dtype=torch.float64), torch.tensor(f, dtype=torch.float64))
         for e, f in zip(eager.losses, fused.losses)
@@ -106,10 +106,11 @@ def _report(eager: Side, fused: Side, dtype: str) -> tuple[list[float], float]:
     gradients = zip(eager.gradients(state), fused.gradients(state))
     gradient = max(relative_difference(e, f) for e, f in gradients)
     allowed_curve, allowed_gradient = TOLERANCES[dtype]
-    print(f"{'':14}{'loss, last step':>16}{'held-out bits/dim':>19}{'time':>10}{'median step':>13}")
-    for side, bpd in zip((eager, fused), held_out):
+    held_out_name = f"held-out {eager.trainer.objective.unit}"
+    print(f"{'':14}{'loss, last step':>16}{held_out_name:>19}{'time':>10}{'median step':>13}")
+    for side, value in zip((eager, fused), held_out):
         median = statistics.median(side.seconds)
-        print(f"{side.name:14}{side.losses[-1]:16.6f}{bpd:19.6f}{sum(side.seconds):9.2f}s{median * 1e3:11.2f}ms")
+        print(f"{side.name:14}{side.losses[-1]:16.6f}{value:19.6f}{sum(side.seconds):9.2f}s{median * 1e3:11.2f}ms")
     worst = max(range(len(curve)), key=curve.__getitem__)
     print(
         f"losses over {len(curve)} steps: largest relative difference {max(curve):.1e}, at step {worst + 1}"
@@ -121,10 +122,12 @@ def _report(eager: Side, fused: Side, dtype: str) -> tuple[list[float], float]:
 
 def _write(out: pathlib.Path, eager: Side, fused: Side, curve: list[float], config: Config) -> None:
     out.mkdir(parents=True, exist_ok=True)
-    rows = zip(eager.losses, fused.losses, curve)
+    rows, unit = zip(eager.losses, fused.losses, curve), eager.trainer.objective.unit
     lines = [f"{step},{e!r},{f!r},{d!r}\n" for step, (e, f, d) in enumerate(rows, 1)]
-    (out / "compare.csv").write_text("step,eager_bpd,fused_bpd,relative_difference\n" + "".join(lines))
+    (out / "compare.csv").write_text(f"step,eager_{unit},fused_{unit},relative_difference\n" + "".join(lines))
     if figures.available():
-        title = f"{config.flow} on {config.data}, {config.dtype}: eager and fused from one seed"
+        title = f"{config.title}, {config.dtype}: eager and fused from one seed"
         losses = {eager.name: eager.losses, fused.name: fused.losses}
-        figures.comparison(out / "compare.png", title, losses, curve, TOLERANCES[config.dtype][0])
+        figures.comparison(
+            out / "compare.png", title, eager.trainer.objective.quantity, losses, curve, TOLERANCES[config.dtype][0]
+        )

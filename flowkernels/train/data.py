@@ -1,4 +1,4 @@
-"""Pictures to train on. Nothing is downloaded."""
+"""Pictures and points to train on. Nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -11,11 +11,14 @@ import zlib
 import torch
 from torch import Tensor
 
+from . import points
 from .errors import CommandError
+from .targets import TARGETS, Target
 
 FASHION_DIR = "/usr/share/datasets/fashion-mnist"  # of Debian's package
 
-NAMES = ("digits", "fashion-mnist")
+PICTURES = ("digits", "fashion-mnist", "mnist")
+NAMES = (*PICTURES, *points.NAMES, *TARGETS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,17 +39,26 @@ class Pictures:
         return math.prod(self.shape)
 
 
-def load(name: str, data_dir: str | None = None) -> Pictures:
-    """The pictures called `name`, one of `NAMES`.
+Data = Pictures | points.Points | Target
+
+
+def load(name: str, data_dir: str | None = None) -> Data:
+    """The data called `name`, one of `NAMES`.
 
     Raises:
         CommandError: for pictures that are not on this machine, saying what to install.
     """
+    if name not in PICTURES[1:] and data_dir is not None:
+        raise CommandError(f"--data-dir means nothing for {name}, which is not in files; got {data_dir}")
     if name == "digits":
-        if data_dir is not None:
-            raise CommandError(f"--data-dir means nothing for digits, which come with scikit-learn; got {data_dir}")
         return _digits()
-    return _fashion_mnist(pathlib.Path(data_dir or FASHION_DIR))
+    if name in points.NAMES:
+        return points.load(name)
+    if name in TARGETS:
+        return TARGETS[name]
+    if name == "mnist" and data_dir is None:
+        raise CommandError("say with --data-dir where the IDX files of MNIST are")
+    return _idx_pictures(pathlib.Path(data_dir or FASHION_DIR))
 
 
 def _digits() -> Pictures:
@@ -61,7 +73,7 @@ def _digits() -> Pictures:
     return Pictures(images[~held_out], images[held_out], (1, 8, 8), 17)
 
 
-def _fashion_mnist(directory: pathlib.Path) -> Pictures:
+def _idx_pictures(directory: pathlib.Path) -> Pictures:
     train = read_idx(directory, "train-images-idx3-ubyte")
     held_out = read_idx(directory, "t10k-images-idx3-ubyte")
     return Pictures(train.flatten(1), held_out.flatten(1), (1, *train.shape[1:]), 256)

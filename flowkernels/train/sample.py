@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import pathlib
 import sys
+from typing import Any
 
 import torch
 
-from . import checkpoint, figures
-from .config import DTYPES, Config, build_flow
+from . import checkpoint, figures, plane, report
+from .config import DTYPES, Config, build_model
+from .data import PICTURES
 from .errors import CommandError
 
 
@@ -39,10 +41,14 @@ def run(args: argparse.Namespace) -> int:
 
 def _draw(args: argparse.Namespace, state: dict) -> None:
     config = Config.from_plain(state["config"])
-    flow = build_flow(config).to(DTYPES[config.dtype])
-    flow.load_state_dict(state["model"])
-    samples = flow.sample(args.n, temperature=args.temperature, generator=torch.Generator().manual_seed(args.seed))
-    title = f"{config.flow} on {config.data} after {state['step']} steps, temperature {args.temperature:g}"
+    model: Any = build_model(config).to(DTYPES[config.dtype])
+    model.load_state_dict(state["model"])
+    how = {"temperature": args.temperature, "generator": torch.Generator().manual_seed(args.seed)}
+    title = f"{config.title} after {state['step']} steps, temperature {args.temperature:g}"
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    figures.sheets(args.out, {title: samples}, config.shape, config.levels)
+    if config.data in PICTURES:
+        samples = report.pictures(model, config, args.n, **how)
+        figures.sheets(args.out, {title: samples}, config.shape, config.levels)
+    else:
+        plane.panels(args.out, [{title: model.sample(args.n, **how)}], side=4.6)
     print(args.out)

@@ -1,18 +1,21 @@
-"""One flow, its optimiser, its batches and its random stream: everything that a step changes."""
+"""One model, its optimiser, its batches and its random stream: everything that a step changes."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .config import DTYPES, Config, build_flow
-from .data import Batches, Pictures
+from .config import DTYPES, Config, build_model
+from .data import Batches, Data
+from .objective import objective
 
-EVALUATION_SEED = 20_240_229  # held-out pictures are always dequantized with the same noise
+EVALUATION_SEED = 20_240_229  # held-out data always meet the same noise
 EVALUATION_BATCH = 1024
+SLOWEST = 0.01  # of the learning rate, that falls linearly
 
 
 class _RandomStream:
@@ -42,54 +45,68 @@ class _RandomStream:
 
 
 class Trainer:
-    """Trains by Adam on the bits per dimension of uniformly dequantized pictures."""
+    """Trains a model by Adam on the objective of its data."""
 
-    def __init__(self, config: Config, pictures: Pictures, device: torch.device) -> None:
+    def __init__(self, config: Config, data: Data, device: torch.device) -> None:
         self.config = config
         self.device = device
         self.dtype = DTYPES[config.dtype]
-        self.pictures = pictures
+        self.data = data
+        self.objective = objective(config, data)
         self.random = _RandomStream(config.seed, device)
-        self.batches = Batches(len(pictures.train), config.batch, config.seed)
+        self.batches = Batches(len(data.train), config.batch, config.seed)
         with self.random.flowing():
-            self.flow = build_flow(config).to(device, self.dtype)
-        self.optimizer = torch.optim.Adam(self.flow.parameters(), lr=config.lr, fused=True)
+            self.model: Any = build_model(config).to(device, self.dtype)
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=config.lr, fused=True)
         self.step = 0
 
-    def _pixels(self, rows: Tensor) -> Tensor:
+    def _placed(self, rows: Tensor) -> Tensor:
         return rows.to(self.device, self.dtype)
 
     def gradient_step(self) -> Tensor:
-        """The mean bits per dimension of the next batch; its gradient is left in the parameters."""
-        x = self._pixels(self.pictures.train[self.batches.next()])
+        """The loss of the next batch; its gradient is left in the parameters."""
+        rows = self._placed(self.data.train[self.batches.next()])
         with self.random.flowing():
-            loss = self.flow.bits_per_dim(x).mean()
+            loss = self.objective.loss(self.model, rows, self.step)
         self.optimizer.zero_grad()
         loss.backward()
         return loss.detach()
 
     def advance(self) -> float:
-        """One step; returns the bits per dimension of its batch, before the update."""
+        """One step; returns the loss of its batch, before the update."""
         loss = self.gradient_step()
+        self.optimizer.param_groups[0]["lr"] = self.config.lr * self._pace()
         self.optimizer.step()
         self.step += 1
         return loss.item()
 
+    def _pace(self) -> float:
+        decay = self.config.decay
+        return max(SLOWEST, 1 - self.step / decay) if decay else 1.0
+
     @torch.no_grad()
-    def held_out_bpd(self) -> float:
-        """Mean bits per dimension of the held-out pictures, with noise that is the same each time."""
+    def held_out(self) -> float:
+        """The mean of the objective over held-out data, with noise that is the same each time."""
         total = torch.zeros((), dtype=torch.float64)
         with _RandomStream(EVALUATION_SEED, self.device).flowing():
-            for rows in self.pictures.held_out.split(EVALUATION_BATCH):
-                total += self.flow.bits_per_dim(self._pixels(rows)).double().sum().cpu()
-        return total.item() / len(self.pictures.held_out)
+            for rows in self.data.held_out.split(EVALUATION_BATCH):
+                total += self.objective.held_out(self.model, self._placed(rows)).double().sum().cpu()
+        return total.item() / len(self.data.held_out)
+
+    @torch.no_grad()
+    def results(self, samples: int) -> dict[str, float]:
+        """What is reported of the model on held-out data, by name, with noise that is the same each time."""
+        held_out = self.held_out()
+        with _RandomStream(EVALUATION_SEED, self.device).flowing():
+            more = self.objective.results(self.model, self._placed(self.data.held_out), samples)
+        return {f"held_out_{self.objective.unit}": held_out, **more}
 
     def state_dict(self) -> dict:
         """What `load_state_dict` needs to go on bit for bit."""
         return {
             "config": self.config.plain(),
             "step": self.step,
-            "model": self.flow.state_dict(),
+            "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "random": self.random.state,
             "loader": self.batches.state_dict(),
@@ -97,7 +114,7 @@ class Trainer:
 
     def load_state_dict(self, state: dict) -> None:
         self.step = state["step"]
-        self.flow.load_state_dict(state["model"])
+        self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.random.state = [s.cpu() for s in state["random"]]
         self.batches.load_state_dict(state["loader"])

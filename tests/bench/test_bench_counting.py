@@ -64,7 +64,7 @@ def test_fused_costs_are_the_written_floor():
     forward = cost.forward(x, raw, None, None, None, TANH, features - active, False)
     assert forward.launches == 1
     assert forward.bytes == forward.floor == 4 * batch * (2 * features + 2 * active + 1)
-    backward = cost.backward(x, log_det, x, raw, False, None, None, TANH, features - active, False)
+    backward = cost.backward(x, log_det, x, raw, None, None, None, TANH, features - active, False)
     assert backward.launches == 1
     assert backward.bytes == backward.floor == 4 * batch * (2 * features + 4 * active + 1)
     assert round(forward.bytes / 1e6, 2) == 3.16
@@ -76,14 +76,14 @@ def test_shift_between_scales_is_read_in_backward(layout):
     form = fk.AffineForm("exp", layout=layout)
     x = torch.ones(8, 16)
     raw = torch.ones(8, 16, 2) if layout.startswith("trailing") else torch.ones(8, 32)
-    backward = cost.backward(x, torch.ones(8), x, raw, False, None, None, form, 0, False)
+    backward = cost.backward(x, torch.ones(8), x, raw, None, None, None, form, 0, False)
     assert backward.bytes == 4 * 8 * (2 * 16 + 5 * 16 + 1)
 
 
 def test_interleaved_channels_of_pictures_lie_in_sectors_of_their_own():
     form = fk.AffineForm("exp", layout="interleaved_shift_scale")
     x, raw = torch.ones(2, 4, 8, 8), torch.ones(2, 8, 8, 8)
-    backward = cost.backward(x, torch.ones(2), x, raw, False, None, None, form, 0, False)
+    backward = cost.backward(x, torch.ones(2), x, raw, None, None, None, form, 0, False)
     assert backward.bytes == 4 * 2 * (2 * 256 + 4 * 256 + 1)
 
 
@@ -91,7 +91,7 @@ def test_what_needs_no_gradient_is_not_paid_for():
     x, raw, grad = torch.ones(8, 6), torch.ones(8, 8), torch.ones(8)
 
     def bytes_of(*wanted, grad_y=x, grad_log_det=grad, form=TANH, raw=raw):
-        return cost.backward(grad_y, grad_log_det, x, raw, False, None, None, form, 2, False, wanted).bytes / 32
+        return cost.backward(grad_y, grad_log_det, x, raw, None, None, None, form, 2, False, wanted).bytes / 32
 
     assert bytes_of(True, True, False) == 2 * 6 + 4 * 4 + 1
     assert bytes_of(False, True, False) == 4 + 4 * 4 + 1  # not the passive part of grad_y
@@ -109,7 +109,7 @@ def test_long_rows_and_learned_bounds_need_a_second_launch():
     assert forward.bytes - forward.floor == 2 * 4 * 2 * 3  # three sums for each of two rows, written and read
     form, bound = fk.AffineForm("tanh"), torch.ones(6)
     x, raw = torch.ones(8, 6), torch.ones(8, 12)
-    backward = cost.backward(x, torch.ones(8), x, raw, False, None, bound, form, 0, False, (True, True, True))
+    backward = cost.backward(x, torch.ones(8), x, raw, None, None, bound, form, 0, False, (True, True, True))
     assert backward.launches == 2
     assert cost.forward(x[:0], raw[:0], None, None, None, TANH, 0, False).launches == 0
 

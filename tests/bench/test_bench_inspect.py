@@ -111,11 +111,11 @@ def test_warmup_restores_after_an_error():
 
 
 def test_warmup_runs_the_backward_kernels(monkeypatch):
-    from flowkernels.ops.affine_coupling import op
+    from flowkernels.ops.affine_coupling.op import affine_coupling
 
     ran = []
-    run = op._run_backward_on
-    monkeypatch.setattr(op, "_run_backward_on", lambda *a: ran.append(1) or run(*a))
+    run = affine_coupling._backward_on
+    monkeypatch.setattr(affine_coupling, "_backward_on", lambda *a: ran.append(1) or run(*a))
     flow = fk.models.realnvp(4, transforms=2)
     with torch.no_grad():
         for p in flow.parameters():

@@ -85,7 +85,7 @@ def dump(what: str) -> str:
 def name_of(line: str) -> str | None:
     """The short name of the kernel that a line announces: affine::forward_kernel<float, Half, Scattered> is
     "affine forward float Half Scattered"."""
-    found = KERNEL.search(line.replace("flowkernels::", "").replace("cuda::", ""))
+    found = KERNEL.search(line.replace("flowkernels::", "").replace("cuda::", "").replace("stack::", ""))
     return found and " ".join(re.findall(r"\w+", f"{found.group(1)} {found.group(2)}"))
 
 

@@ -24,6 +24,9 @@ from triton.backends.compiler import GPUTarget
 import flowkernels as fk
 from flowkernels.ops.affine_coupling import reference
 from flowkernels.ops.affine_coupling import triton as affine
+from flowkernels.ops.planar import triton as planar
+from flowkernels.ops.radial import triton as radial
+from flowkernels.ops.triton_launch import Kernel
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -86,8 +89,30 @@ def call(
     bound = torch.ones(channels) if learned else None
     y, log_det = affine.forward(x, raw, None, kept, bound, form, passive, False)
     saved = y if reference.saves_output(form, False) else x
-    wanted = (True, True, learned)
-    affine.backward(x, log_det, saved, raw, False, kept, bound, form, passive, False, wanted)
+    wanted = (True, True, False, False, learned)
+    affine.backward(x, log_det, saved, raw, None, kept, bound, form, passive, False, wanted)
+
+
+def call_stack(
+    op: str,
+    shape: tuple[int, int] = (1024, 64),
+    depth: int = 8,
+    dtype: torch.dtype = torch.float32,
+    per_example: bool = False,
+    inverse: bool = False,
+    activation: str = "tanh",
+    stride: Callable[[torch.Tensor], torch.Tensor] = lambda t: t,
+) -> None:
+    """Forward and backward of one stack, with every gradient."""
+    x = stride(torch.zeros(shape, dtype=dtype))
+    layers = (shape[0], depth) if per_example else (depth,)
+    made = {"dtype": torch.float64 if dtype == torch.float64 else torch.float32}
+    vector, number = torch.zeros(*layers, shape[1], **made), torch.zeros(layers, **made)
+    module = planar if op == "planar" else radial
+    parameters = (vector, vector, number) if op == "planar" else (vector, number, number)
+    options = (activation, 0.2, inverse) if op == "planar" else (inverse,)
+    _, log_det = module.forward(x, *parameters, *options)
+    module.backward(x, log_det, x, *parameters, *options, (True,) * 4)
 
 
 def misaligned(tensor: torch.Tensor) -> torch.Tensor:
@@ -125,6 +150,25 @@ def cases() -> Iterator[tuple[str, tuple[str, ...], dict[str, object]]]:
     yield "misaligned", hopper, {"form": tanh, "passive": 32, "stride": misaligned}
 
 
+def stack_cases() -> Iterator[tuple[str, tuple[str, ...], dict[str, object]]]:
+    """(name, targets, arguments of `call_stack`)."""
+    everywhere, hopper = tuple(TARGETS), ("sm_90",)
+    for op in ("planar", "radial"):
+        for inverse in (False, True):
+            name, common = op + (" inverse" if inverse else ""), {"op": op, "inverse": inverse}
+            yield name, everywhere, common
+            yield f"{name}, per example", hopper, {**common, "per_example": True}
+            yield f"{name}, float64", hopper, {**common, "dtype": torch.float64}
+            for rows, features in ((4096, 2), (4096, 8), (64, 4096), (64, 8192)):
+                yield f"{name}, {features} features", hopper, {**common, "shape": (rows, features)}
+        yield f"{op}, 40 features", hopper, {"op": op, "shape": (128, 40)}
+        yield f"{op}, 4096 features in float64", hopper, {"op": op, "shape": (64, 4096), "dtype": torch.float64}
+        yield f"{op}, bfloat16", everywhere, {"op": op, "dtype": torch.bfloat16}
+        yield f"{op}, transposed", hopper, {"op": op, "stride": transposed}
+    yield "planar, leaky_relu", hopper, {"op": "planar", "activation": "leaky_relu"}
+    yield "planar inverse, leaky_relu", hopper, {"op": "planar", "activation": "leaky_relu", "inverse": True}
+
+
 def disassemble(cubin: bytes) -> tuple[dict[str, int], list[str], int]:
     """Resource usage of a cubin, the opcodes of its kernel, and how many come before what odd divisors alone reach."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
@@ -134,8 +178,8 @@ def disassemble(cubin: bytes) -> tuple[dict[str, int], list[str], int]:
         text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     usage = {name: int(value) for name, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", text)}
     lines = re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s+(@!?U?P\w+\s+)?([A-Z0-9_.]+)", text, re.MULTILINE)
-    exits = [i for i, (predicate, opcode) in enumerate(lines) if opcode == "EXIT" and not predicate]
-    return usage, [opcode for _, opcode in lines], exits[0] + 1
+    exits = (i + 1 for i, (predicate, opcode) in enumerate(lines) if opcode == "EXIT" and not predicate)
+    return usage, [opcode for _, opcode in lines], next(exits, len(lines))
 
 
 def widths(opcodes: list[str], name: str) -> dict[str, int]:
@@ -148,8 +192,10 @@ def widths(opcodes: list[str], name: str) -> dict[str, int]:
     return {str(width): found[width] for width in sorted(found)}
 
 
-def nvidia_row(compiled: object, per_thread: float) -> dict[str, object]:
+def nvidia_row(compiled: object, per_thread: float | None) -> dict[str, object]:
     usage, opcodes, ordinary = disassemble(compiled.asm["cubin"])
+    straight = {} if per_thread is None else {"instructions per element": round(ordinary / per_thread, 1)}
+    looping = {"instructions": len(opcodes), "barriers": sum(opcode.startswith("BAR") for opcode in opcodes)}
     return {
         "registers": usage["REG"],
         "stack": usage["STACK"] + usage["LOCAL"],
@@ -158,7 +204,7 @@ def nvidia_row(compiled: object, per_thread: float) -> dict[str, object]:
         "shared": compiled.metadata.shared,
         "loads": widths(opcodes, "LDG"),
         "stores": widths(opcodes, "STG"),
-        "instructions per element": round(ordinary / per_thread, 1),
+        **(straight or looping),
         "approximate": sorted(set(APPROXIMATE.findall(compiled.asm["ptx"]))),
     }
 
@@ -169,9 +215,11 @@ def amd_row(compiled: object) -> dict[str, object]:
     return {name: int(re.search(rf"\.{key}:\s+(\d+)", text).group(1)) for name, key in names.items()}
 
 
-def row(kernel: affine._Kernel, compiled: object, target: str) -> dict[str, object]:
+def row(kernel: Kernel, compiled: object, target: str) -> dict[str, object]:
     if target.startswith("gfx"):
         return amd_row(compiled)
+    if kernel.kernel.__name__.startswith(("planar", "radial")):
+        return nvidia_row(compiled, None)
     constants = next((a for a in kernel.arguments if isinstance(a, affine.Constants)), None)
     if constants is None:
         elements = kernel.arguments[-1] * kernel.arguments[-2]
@@ -184,15 +232,16 @@ def machine_code() -> dict[str, object]:
     """What the machine code of each case, kernel and target is like."""
     driver = Driver()
     triton.runtime.driver.set_active(driver)
-    compiled: list[tuple[affine._Kernel, object]] = []
-    affine._Kernel.__call__ = lambda kernel, device, *t: compiled.append((kernel, kernel.run(*t, warmup=True)))
+    compiled: list[tuple[Kernel, object]] = []
+    Kernel.__call__ = lambda kernel, device, *t: compiled.append((kernel, kernel.run(*t, warmup=True)))
     table = {}
-    for name, targets, arguments in cases():
+    calls = [(call, case) for case in cases()] + [(call_stack, case) for case in stack_cases()]
+    for run, (name, targets, arguments) in calls:
         for target in targets:
             driver.target = target
-            call(**arguments)
+            run(**arguments)
             for kernel, binary in compiled:
-                short = kernel.kernel.__name__.removeprefix("affine_coupling_").removesuffix("_kernel")
+                short = re.sub("^(affine_coupling|planar|radial)_|_kernel$", "", kernel.kernel.__name__)
                 table[f"{name} | {short} | {target}"] = row(kernel, binary, target)
             compiled.clear()
     return table
@@ -212,6 +261,23 @@ def grids() -> dict[str, object]:
     return table
 
 
+def stack_grids() -> dict[str, object]:
+    """How batches are cut for planar stacks in float32."""
+    table = {}
+    for rows, features, depth in ((64, 2, 32), (10**7, 2, 32), (128, 40, 80), (4096, 64, 256), (64, 4096, 256)):
+        plan = planar.PlanarBackward(
+            x_dtype=0, rows=rows, features=features, depth=depth, per_example=False, parameter_strides=[0, 0, 0],
+            activation="tanh", negative_slope=0.2, inverse=False, saved_strides=[features, 1],
+            grad_y_strides=[features, 1], grad_log_det_stride=1, of_parameters=True,
+        )  # fmt: skip
+        table[f"{rows} x {features}, {depth} layers"] = {
+            **plan.common.tile._asdict(), "programs": plan.common.tiles,
+            "programs of backward": plan.programs, "tiles that each of them keeps": plan.kept,
+        }  # fmt: skip
+    return table
+
+
 if __name__ == "__main__":
-    result = {"triton": triton.__version__, "grids": grids(), "machine code": machine_code()}
+    cut = {"grids": grids(), "grids of stacks": stack_grids()}
+    result = {"triton": triton.__version__, **cut, "machine code": machine_code()}
     print(json.dumps(result, indent=1))

@@ -13,6 +13,7 @@
 
 #include "cuda/affine_coupling.h"
 #include "emulation/block.h"
+#include "stack_calls.h"
 
 using namespace flowkernels;
 
@@ -206,22 +207,30 @@ class Call {
 
 }  // namespace
 
+// Runs a call of each case and returns how many went wrong.
+template <class OneCall, class Cases>
+int count_wrong(const Cases& cases) {
+  int wrong = 0;
+  for (const auto& c : cases) {
+    std::string why;
+    try {
+      if (!OneCall(c).right()) why = "wrong values";
+    } catch (const std::exception& error) {
+      why = error.what();
+    }
+    if (why.empty()) continue;
+    ++wrong;
+    std::printf("%s: %s\n", c.name, why.c_str());
+  }
+  return wrong;
+}
+
 int main(int argc, char**) {
   using emulation::Schedule;
   int wrong = 0;
   for (const Schedule schedule : {Schedule::forward, Schedule::reverse, Schedule::shuffled}) {
     emulation::set_schedule(schedule, 1);
-    for (const Case& c : kCases) {
-      std::string why;
-      try {
-        if (!Call(c).right()) why = "wrong values";
-      } catch (const std::exception& error) {
-        why = error.what();
-      }
-      if (why.empty()) continue;
-      ++wrong;
-      std::printf("%s: %s\n", c.name, why.c_str());
-    }
+    wrong += count_wrong<Call>(kCases) + count_wrong<StackCall>(kStackCases);
     if (argc > 1) break;  // any argument: one schedule is enough
   }
   return wrong;

@@ -31,6 +31,9 @@ FLOAT32_ONLY = [
         "f(Type<double>{}, Type<float>{})",
     )
 ]
+FLOAT32_ONLY.append(
+    Fault("cuda/stack_launch.cuh", "f(Type<typename Family<Options>::template Op<double, n.value>>{})", "void()")
+)
 
 
 class Tree:

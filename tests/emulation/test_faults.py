@@ -9,6 +9,7 @@ from .faults import Fault, Tree
 pytestmark = pytest.mark.slow
 
 KERNELS = "cuda/affine_coupling.cuh"
+STACK = "cuda/stack.cuh"
 END_OF_FORWARD = """  sum = sum_lanes(sum, a.mapping);
   if (s.first_lane) store(a.sums + s.number, sum);
 }
@@ -56,6 +57,34 @@ FAULTS = {
     "threads that miss an exchange": (
         Fault(KERNELS, END_OF_FORWARD, "  if (s.count == 0) return;\n" + END_OF_FORWARD),
         "divergent synchronisation",
+    ),
+    "sign of the log_det of an inverse stack": (
+        Fault(STACK, "a.stack.inverse ? -op.log_det() : op.log_det()", "op.log_det()"),
+        "planar, inverse: wrong values",
+    ),
+    "a segment that starts elsewhere": (
+        Fault(STACK, "if (segment < last) records.get_input_of(segment, z);", ""),
+        "planar, a thread a row: wrong values",
+    ),
+    "sums that forget the block's rows before": (
+        Fault(STACK, "first_ ? value : load(to) + value", "value"),
+        "planar, a block a row: wrong values",
+    ),
+    "sums in each other's place": (
+        Fault("cuda/lanes.cuh", "first + (upper ? count / 2 : 0)", "first"),
+        "radial, lanes: wrong values",
+    ),
+    "partial sums left out": (
+        Fault(STACK, "p += slices) sum", "p += 2 * slices) sum"),
+        "planar, a block a row: wrong values",
+    ),
+    "the constraint forgotten in a gradient": (
+        Fault("cuda/planar.cuh", "if (this->stack.per_example) through_constraint", "if (false) through_constraint"),
+        "planar, own parameters: wrong values",
+    ),
+    "a table of the wrong layers": (
+        Fault(STACK, "op.fill(a.table, blockIdx.x * op.rows())", "op.fill(a.table, 0)"),
+        "planar, table: wrong values",
     ),
 }
 

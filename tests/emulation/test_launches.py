@@ -47,7 +47,7 @@ def costs(tensors, options):
     learned = options["bound"] is not None
     forward = cost.forward(x, raw, None, *rest)
     grad_log_det = torch.empty(x.shape[0], dtype=torch.promote_types(x.dtype, torch.float32))
-    return forward, cost.backward(x, grad_log_det, x, raw, False, *rest, (True, True, learned))
+    return forward, cost.backward(x, grad_log_det, x, raw, None, *rest, (True, True, learned))
 
 
 # (form, shape, passive) with rows of whole sectors, so that the formulas hold to the byte.
@@ -186,7 +186,9 @@ def both_ways(module, device, stream):
     x, raw = torch.randn(2, 20000), torch.randn(2, 40000)
     rest = (None, None, fk.AffineForm(), 0, False)
     y, _ = plan.forward(module, launch_on(device, stream), x, raw, None, *rest)
-    plan.backward(module, launch_on(device, stream), y, torch.ones(2), x, raw, False, *rest, (True, True, False))
+    plan.backward(
+        module, launch_on(device, stream), y, torch.ones(2), x, raw, None, *rest, (True, True, False, False, False)
+    )
 
 
 def test_launches_go_to_the_device_and_stream_given(emulated_cuda):

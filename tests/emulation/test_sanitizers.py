@@ -14,7 +14,9 @@ from .faults import Fault, Tree
 pytestmark = pytest.mark.slow
 
 NO_BARRIER = Fault("cuda/reduce.cuh", "  __syncthreads();\n", "")
+ONE_PLACE = Fault("cuda/lanes.cuh", "  turn ^= 1;\n", "")  # where a warp may write what another still reads
 TOO_FAR = Fault("cuda/elements.cuh", "index + s.lanes < s.count", "index + s.lanes <= s.count")
+OTHER_ROW = Fault("cuda/stack.cuh", "(exists ? row : stack.rows - 1)", "row")
 OUTSIDE_SHARED = Fault("cuda/reduce.cuh", "partial[warp * columns + lane] = value", "partial[kThreads + warp] = value")
 
 
@@ -28,9 +30,11 @@ def test_no_race(threads):
     assert done.returncode == 0, done.stdout
 
 
-def test_a_missing_barrier_is_a_race(threads):
-    done = threads.run(NO_BARRIER, "one schedule", threads=True, sanitize="thread")
+@pytest.mark.parametrize("fault, place", [(NO_BARRIER, "sum_lanes"), (ONE_PLACE, "sum_row")])
+def test_a_missing_barrier_is_a_race(threads, fault, place):
+    done = threads.run(fault, "one schedule", threads=True, sanitize="thread")
     assert "data race" in done.stdout
+    assert place in done.stdout
     assert "forward_kernel" in done.stdout
 
 
@@ -48,7 +52,7 @@ def test_no_bad_access(addresses):
     assert done.returncode == 0, done.stdout
 
 
-@pytest.mark.parametrize("fault", [TOO_FAR, OUTSIDE_SHARED], ids=["global", "shared"])
+@pytest.mark.parametrize("fault", [TOO_FAR, OTHER_ROW, OUTSIDE_SHARED], ids=["global", "row of a stack", "shared"])
 def test_a_bad_access_is_reported(addresses, fault):
     done = addresses.run(fault, sanitize=ADDRESS)
     assert "AddressSanitizer" in done.stdout

@@ -80,9 +80,9 @@ def worst(call: Large, values: tuple[Tensor, ...], given: tuple[Tensor, ...]) ->
         x, raw, grad_y, grad_log_det = (t.detach()[rows].double() for t in given)
         exact = reference.forward(x, raw, None, None, None, call.form, call.passive, False)
         saved = exact[0] if reference.saves_output(call.form, False) else x
-        exact += reference.backward(
-            grad_y, grad_log_det, saved, raw, False, None, None, call.form, call.passive, False
-        )[:2]
+        exact += reference.backward(grad_y, grad_log_det, saved, raw, None, None, None, call.form, call.passive, False)[
+            :2
+        ]
         terms = (1, math.prod(call.shape[1:]), 1, 1)
         for value, truth, n in zip(values, exact, terms):
             largest = max(largest, error(value.detach()[rows], truth) / tolerance(value.dtype, n))
@@ -155,7 +155,7 @@ def measure_large(call: Large, clock: Clock, device: torch.device) -> list[dict[
         return [{"status": WRONG, "reason": f"its error is {excess:.3g} times what is tolerated"}]
     rest = (None, None, call.form, call.passive, False)
     of_forward = cost.forward(x, raw, None, *rest).bytes
-    of_backward = cost.backward(grad_y, grad_log_det, x, raw, False, *rest).bytes
+    of_backward = cost.backward(grad_y, grad_log_det, x, raw, None, *rest).bytes
     return [
         {"mode": mode, "status": "ok", **compare(clock, run, moved, device)}
         for mode, run, moved in (("forward", forward, of_forward), ("backward", backward, of_backward))

@@ -51,7 +51,7 @@ def test_memory_off_by_one_element(backend, device, which, dtype):
         grads = torch.autograd.grad(y, (x, raw), grad_y)
     exact_x, exact_raw, exact_grad_y = (t.detach().double() for t in (x, raw, grad_y))
     exact = reference.forward(exact_x, exact_raw, None, None, None, TANH, 0, False)
-    exact_grads = reference.backward(exact_grad_y, None, exact_x, exact_raw, False, None, None, TANH, 0, False)
+    exact_grads = reference.backward(exact_grad_y, None, exact_x, exact_raw, None, None, None, TANH, 0, False)
     assert error(y, exact[0]) <= tolerance(dtype)
     assert error(log_det, exact[1]) <= tolerance(log_det.dtype, 256)
     for grad, truth in zip(grads, exact_grads):

@@ -34,6 +34,17 @@ def apply_kernel(x_ptr, y_ptr, n, FUNCTION: tl.constexpr, BLOCK: tl.constexpr):
     tl.store(y_ptr + i, FUNCTION(tl.load(x_ptr + i, i < n)), i < n)
 
 
+@triton.jit
+def log_of_product_kernel(x_ptr, y_ptr, n, ROWS: tl.constexpr):
+    row = tl.arange(0, ROWS)
+    product = tl.full((ROWS,), 1, x_ptr.dtype.element_ty)
+    exponent = tl.zeros((ROWS,), tl.int64 if x_ptr.dtype.element_ty == tl.float64 else tl.int32)
+    for i in range(n):
+        factor = tl.load(x_ptr + row * n + i)
+        product, exponent = triton_math.scale_apart(product * factor, exponent)
+    tl.store(y_ptr + row, triton_math.log_scaled(product, exponent))
+
+
 def evaluate(name: str, x: torch.Tensor) -> torch.Tensor:
     x = x.to(DEVICE)
     y = torch.empty_like(x)
@@ -59,6 +70,7 @@ FUNCTIONS = {
     "expm1_positive": (torch.expm1, mpmath.expm1, (0, LARGEST)),
     "log": (torch.log, mpmath.log, (0, math.inf)),
     "log1p_unit": (torch.log1p, mpmath.log1p, (0, 1)),
+    "sqrt": (torch.sqrt, mpmath.sqrt, (0, math.inf)),
     "tanh": (torch.tanh, mpmath.tanh, EVERYWHERE),
     "sech2": (exact_sech2, lambda x: mpmath.sech(x) ** 2, (-43.5, 43.5)),
     "sigmoid": (torch.sigmoid, lambda x: 1 / (1 + mpmath.exp(-x)), EVERYWHERE),
@@ -122,6 +134,7 @@ SPECIAL = {
     "expm1_positive": [(0.0, 0.0)],
     "log": [(0.0, -math.inf), (-0.0, -math.inf), (1.0, 0.0), (math.inf, math.inf), (-1.0, math.nan)],
     "log1p_unit": [(0.0, 0.0)],
+    "sqrt": [(0.0, 0.0), (math.inf, math.inf), (-1.0, math.nan)],
     "tanh": [(0.0, 0.0), (-0.0, -0.0), (math.inf, 1.0), (-math.inf, -1.0)],
     "sech2": [(0.0, 1.0), (math.inf, 0.0), (-math.inf, 0.0)],
     "sigmoid": [(0.0, 0.5), (math.inf, 1.0), (-math.inf, 0.0)],
@@ -154,3 +167,25 @@ def test_subnormals_are_kept(name):
 def test_the_derivative_of_tanh_does_not_saturate_early(dtype):
     x = torch.tensor([9.0, 20.0, 43.0], dtype=dtype)
     torch.testing.assert_close(evaluate("sech2", x), exact_sech2(x.double()).to(dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_a_long_product_neither_overflows_nor_underflows(dtype):
+    rows, factors = 8, 200
+    scale = torch.tensor([1e-30, 1e-3, 0.999, 1.0, 1.001, 1e3, 1e30, 1.0], dtype=dtype)
+    x = scale[:, None] * (1 + 0.1 * torch.rand(rows, factors, dtype=dtype))
+    x[7, 3:6] = torch.tensor([1e-30, 1e30, 1e-3], dtype=dtype)
+    y = torch.empty(rows, dtype=dtype, device=DEVICE)
+    log_of_product_kernel[(1,)](x.to(DEVICE), y, factors, rows)
+    exact = x.double().log().sum(1)
+    eps = torch.finfo(dtype).eps
+    torch.testing.assert_close(y.cpu().double(), exact, rtol=2 * eps, atol=factors * eps)
+
+
+@pytest.mark.parametrize("value", [0.0, math.inf, math.nan])
+def test_a_product_keeps_what_is_no_number(value):
+    x = torch.tensor([[2.0, value, 0.5, 3.0]])
+    y = torch.empty(1, device=DEVICE)
+    with np.errstate(all="ignore"):
+        log_of_product_kernel[(1,)](x.to(DEVICE), y, 4, 1)
+    torch.testing.assert_close(y.cpu(), torch.tensor([value]).log(), equal_nan=True)

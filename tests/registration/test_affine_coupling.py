@@ -83,9 +83,7 @@ def test_the_written_backward_is_that_of_the_written_forward():
         loss = (y * grad_y).sum() + (log_det * grad_log_det).sum()
         expected = torch.autograd.grad(loss, needed)
         saved = y if reference.saves_output(form, call.inverse) else x
-        got = reference.backward(
-            grad_y, grad_log_det, saved, raw, shift is not None, mask, bound, form, passive, call.inverse
-        )
+        got = reference.backward(grad_y, grad_log_det, saved, raw, shift, mask, bound, form, passive, call.inverse)
         for value, exact in zip([g for g in got if g is not None], expected, strict=True):
             assert error(value, exact) <= 100 * tolerance(torch.float64), call
 
@@ -115,12 +113,12 @@ def test_opcheck(backend, call, grad):
     torch.library.opcheck(torch.ops.flowkernels.affine_coupling.default, arguments)
     y, log_det = torch.ops.flowkernels.affine_coupling(*arguments)
     saved = y if reference.saves_output(form, call.inverse) else tensors["x"]
-    wanted = (True, True, "bound" in tensors)
+    wanted = (True, True, "shift" in tensors, False, "bound" in tensors)
     grads = (torch.randn_like(y).requires_grad_(grad), torch.randn_like(log_det).requires_grad_(grad))
-    backward = (*grads, saved.detach().requires_grad_(grad), tensors["raw"], mask, tensors.get("bound"))
+    backward = (*grads, saved.detach().requires_grad_(grad), *arguments[1:5])
     torch.library.opcheck(
         torch.ops.flowkernels.affine_coupling_backward.default,
-        (*backward, "shift" in tensors, form.spec, passive or 0, call.inverse, wanted, number),
+        (*backward, wanted, *rest),
     )
 
 

@@ -28,6 +28,12 @@ def run_train():
 
 
 @pytest.fixture
+def run_words():
+    """Run `flowkernels train` with these options and no others in this process."""
+    return lambda *words: train.run(arguments(train, words))
+
+
+@pytest.fixture
 def run_sample():
     return lambda *words: train.sample.run(arguments(train.sample, words))
 

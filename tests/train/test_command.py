@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import flowkernels as fk
-from flowkernels.train import checkpoint, command, config, data, figures, trainer
+from flowkernels.train import checkpoint, config, data, figures, trainer
 
 pytest.importorskip("sklearn")
 
@@ -15,7 +15,7 @@ def rows(path):
 
 
 def tiny_config(**changes):
-    settings = {**command.DEFAULTS, "transforms": 2, "hidden": (16,), "batch": 64, **changes}
+    settings = {**config.SETTINGS["realnvp"], "transforms": 2, "hidden": (16,), "batch": 64, **changes}
     return config.Config(data="digits", flow="realnvp", shape=(1, 8, 8), levels=17, **settings)
 
 
@@ -75,17 +75,17 @@ def test_a_trainer_leaves_the_global_random_stream_alone():
     torch.manual_seed(5)
     run = trainer.Trainer(tiny_config(), pictures, torch.device("cpu"))
     run.advance()
-    run.held_out_bpd()
+    run.held_out()
     assert torch.equal(torch.rand(3), expected)
 
 
 def test_the_held_out_noise_is_fixed():
     run = trainer.Trainer(tiny_config(), data.load("digits"), torch.device("cpu"))
-    assert run.held_out_bpd() == run.held_out_bpd()
+    assert run.held_out() == run.held_out()
 
 
 def test_a_flow_of_pictures_couples_the_checkerboard():
-    flow = config.build_flow(tiny_config())
+    flow = config.build_model(tiny_config())
     x = torch.arange(64.0)[None]
     permuted = flow.layers[1](x)[0][0]
     colours = [(int(i) // 8 + int(i) % 8) % 2 for i in permuted]

@@ -68,4 +68,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(start, tmp_path):
     step = checkpoint.load(tmp_path)["step"]
     assert step >= 10
     assert len((tmp_path / "metrics.csv").read_text().splitlines()) == step + 1
-    assert f"--out {tmp_path} --steps 100000 --resume" in out
+    assert (
+        f"flowkernels train --out {tmp_path} --data digits --flow realnvp --device cpu --steps 100000 --batch 64" in out
+    )
+    assert out.endswith("--resume\n")

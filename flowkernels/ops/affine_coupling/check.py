@@ -18,6 +18,7 @@ def check(
     bound: Tensor | None,
     form: AffineForm,
     passive: int,
+    inverse: bool,
 ) -> None:
     """Raise TypeError or ValueError for arguments that no backend takes."""
     _check_dtypes(x, raw, shift)

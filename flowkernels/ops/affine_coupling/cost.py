@@ -53,7 +53,7 @@ def backward(
     grad_log_det: Tensor | None,
     saved: Tensor,
     raw: Tensor,
-    paired: bool,
+    shift: Tensor | None,
     mask: Tensor | None,
     bound: Tensor | None,
     form: AffineForm,
@@ -71,20 +71,20 @@ def backward(
     if grad_y is not None:
         read += distinct_bytes(grad_y if of_x else reference.split_passive(grad_y, passive)[1])
     if form.scale != "additive":
-        read += _scale_bytes(raw, paired, form) + distinct_bytes(bound)
+        read += _scale_bytes(raw, shift, form) + distinct_bytes(bound)
         if of_raw or of_bound:
             read += active + distinct_bytes(grad_log_det)
     written = saved.numel() * saved.element_size() if of_x else 0
-    written += raw.numel() * raw.element_size() * (2 if paired else 1) if of_raw else 0
+    written += raw.numel() * raw.element_size() * (1 if shift is None else 2) if of_raw else 0
     written += distinct_bytes(bound) if of_bound else 0
     launches = 0 if saved.numel() == 0 else 1 + of_bound
     return Cost(launches, read, written, read + written)
 
 
-def _scale_bytes(raw: Tensor, paired: bool, form: AffineForm) -> int:
+def _scale_bytes(raw: Tensor, shift: Tensor | None, form: AffineForm) -> int:
     """What reading the scale moves: the shift as well, where both lie in the same sectors."""
-    scale = reference.split_raw(raw, raw if paired else None, form)[0]
+    scale = reference.split_raw(raw, shift, form)[0]
     steps = [stride for size, stride in zip(scale.shape, scale.stride()) if size > 1 and stride > 0]
     apart = min(steps, default=1)
-    shared = not paired and apart > 1 and apart * raw.element_size() < SECTOR
+    shared = shift is None and apart > 1 and apart * raw.element_size() < SECTOR
     return distinct_bytes(raw if shared else scale)

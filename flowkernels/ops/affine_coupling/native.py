@@ -13,9 +13,9 @@ def forward(number: int, *arguments) -> tuple[Tensor, Tensor]:
     return plans.forward(*launcher(number), *arguments)
 
 
-def backward(number: int, *arguments) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+def backward(number: int, *arguments) -> tuple[Tensor | None, ...]:
     """`reference.backward` by backend `number`, in one launch, or two where something is reduced over the batch.
 
-    The last argument says which of (x, raw and shift, bound) need a gradient; the others are None.
+    The last argument says which of (x, raw, shift, mask, bound) need a gradient; raw and shift have theirs together.
     """
     return plans.backward(*launcher(number), *arguments)

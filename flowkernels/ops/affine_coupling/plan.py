@@ -122,16 +122,14 @@ def _raw_views(prefix: str, raw: Tensor, shift: Tensor | None, form: AffineForm)
 
 
 def _backward_views(
-    grad_y, saved, raw, paired, mask, bound, form, passive, inverse, grad_x, grad_raw, grad_shift
+    grad_y, saved, raw, shift, mask, bound, form, passive, inverse, grad_x, grad_raw, grad_shift
 ) -> dict[str, object]:
     """The common part of a backward plan; a tensor that is absent has the views of one of its shape."""
     like = allocate_like(saved) if grad_x is None else grad_x
     grads = raw if grad_raw is None else grad_raw
     named = [("grad_x", like), ("grad_y", like if grad_y is None else grad_y), ("saved", saved)]
-    raw_views = [
-        (name, view, base) for name, view, base in _raw_views("", raw, raw if paired else None, form) if name == "scale"
-    ]
-    raw_views += _raw_views("grad_", grads, (raw if grad_shift is None else grad_shift) if paired else None, form)
+    raw_views = [(name, view, base) for name, view, base in _raw_views("", raw, shift, form) if name == "scale"]
+    raw_views += _raw_views("grad_", grads, None if shift is None else raw if grad_shift is None else grad_shift, form)
     return _common(named, raw_views, mask, bound, form, passive, inverse)
 
 
@@ -181,7 +179,7 @@ def forward(
     plan = _plans.get(key, key)
     y, log_det = allocate_like(x), allocate_log_det(x)
     if plan is key:
-        check(x, raw, shift, mask, bound, form, passive)
+        check(x, raw, shift, mask, bound, form, passive, inverse)
         raw_views = _raw_views("", raw, shift, form)
         named = [("y", y), ("x", x)]
         plan = _remember(
@@ -203,23 +201,24 @@ def backward(
     grad_log_det: Tensor | None,
     saved: Tensor,
     raw: Tensor,
-    paired: bool,
+    shift: Tensor | None,
     mask: Tensor | None,
     bound: Tensor | None,
     form: AffineForm,
     passive: int,
     inverse: bool,
-    wanted: tuple[bool, bool, bool],
-) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+    wanted: tuple[bool, bool, bool, bool, bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, Tensor | None]:
     """`reference.backward` by a backend.
 
-    `wanted` says which of (x, raw and shift, bound) need a gradient; the others are None.
+    `wanted` says which of (x, raw, shift, mask, bound) need a gradient; raw and shift have theirs together.
     """
+    paired, of_raw = shift is not None, wanted[1] or wanted[2]
     grad_x = allocate_like(saved) if wanted[0] else None
-    grad_raw = allocate_like(raw) if wanted[1] else None
-    grad_shift = allocate_like(raw) if paired and wanted[1] else None
+    grad_raw = allocate_like(raw) if of_raw else None
+    grad_shift = allocate_like(raw) if paired and of_raw else None
     bound = _dense(bound)
-    grad_bound = torch.empty_like(bound) if wanted[2] else None
+    grad_bound = torch.empty_like(bound) if wanted[4] else None
     rare = None
     if grad_y is None or grad_log_det is None or mask is not None or bound is not None:
         rare = (grad_y is None, grad_log_det is None, _layout(mask), _layout(bound))
@@ -235,15 +234,15 @@ def backward(
             lambda: backend.AffineBackward(
                 grad_log_det_stride=0 if grad_log_det is None else grad_log_det.stride(0),
                 **_backward_views(
-                    grad_y, saved, raw, paired, mask, bound, form, passive, inverse, grad_x, grad_raw, grad_shift
+                    grad_y, saved, raw, shift, mask, bound, form, passive, inverse, grad_x, grad_raw, grad_shift
                 ),
             ),
         )
     if plan is None:
         copies = [None if t is None else t.contiguous() for t in (grad_y, grad_log_det, saved, raw)]
         mask = None if mask is None else _expanded(mask, saved).contiguous()
-        results = backward(backend, launch, *copies, paired, mask, bound, form, passive, inverse, wanted)
-        grads = (grad_x, grad_raw, grad_shift, grad_bound)
+        results = backward(backend, launch, *copies, shift, mask, bound, form, passive, inverse, wanted)
+        grads = (grad_x, grad_raw, grad_shift, None, grad_bound)
         return tuple(None if g is None else g.copy_(r) for g, r in zip(grads, results))
     additive = form.scale == "additive"
     launch(
@@ -260,4 +259,4 @@ def backward(
         grad_shift if paired else grad_raw,
         grad_bound,
     )
-    return grad_x, grad_raw, grad_shift, grad_bound
+    return grad_x, grad_raw, grad_shift, None, grad_bound

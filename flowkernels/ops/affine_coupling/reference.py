@@ -7,6 +7,7 @@ to what autograd makes of the first. Everything is computed in float32, or float
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -198,21 +199,38 @@ def saves_output(form: AffineForm, inverse: bool) -> bool:
     return flags(form, inverse)[1]
 
 
+def _shape_only(tensor: Tensor) -> Tensor:
+    """A tensor of this shape and dtype that holds one element: backward does not read its values."""
+    return tensor.new_empty(()).expand(tensor.shape)
+
+
+def saved(tensors: Sequence[Any], outputs: tuple, options: tuple) -> tuple[Tensor | None, ...]:
+    """What backward reads, no more than the gradient needs: never the shift, nothing for an additive form."""
+    x, raw, shift, mask, bound = tensors
+    form, _, inverse = options
+    if shift is not None:
+        shift = _shape_only(shift)
+    if form.scale == "additive":
+        return _shape_only(x), _shape_only(raw), shift, mask, bound
+    return (outputs[0] if saves_output(form, inverse) else x), raw, shift, mask, bound
+
+
 def backward(
     grad_y: Tensor | None,
     grad_log_det: Tensor | None,
     saved: Tensor,
     raw: Tensor,
-    paired: bool,
+    shift: Tensor | None,
     mask: Tensor | None,
     bound: Tensor | None,
     form: AffineForm,
     passive: int,
     inverse: bool,
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """Gradients of x, raw, shift (where raw is a pair) and bound (where it is a tensor).
+) -> tuple[Tensor, Tensor, Tensor | None, None, Tensor | None]:
+    """Gradients of x, raw, shift (where raw is a pair), the mask (None) and bound (where it is a tensor).
 
-    `saved` is y where `saves_output`, else x. A missing gradient of an output is None.
+    `saved` is y where `saves_output`, else x; nothing but its existence is read of `shift`. A missing gradient of an
+    output is None.
     """
     dtype = accumulation_dtype(saved.dtype)
     divide, shift_first, shift_factor = flags(form, inverse)
@@ -227,7 +245,7 @@ def backward(
     if form.scale == "additive":
         s, grad_x, grad_s = None, g, None
     else:
-        s = split_raw(raw, raw if paired else None, form)[0].to(dtype) * form.prescale
+        s = split_raw(raw, shift, form)[0].to(dtype) * form.prescale
         if mask is not None:
             s = torch.where(mask, torch.ones_like(s), s)
         c = _bound(form, bound, s)
@@ -249,9 +267,9 @@ def backward(
         grad_x = torch.where(mask, split_passive(grad_y, passive)[1], grad_x)
     if passive:
         grad_x = merge_passive(kept, grad_x, passive)
-    if paired:
-        return grad_x, grad_s.to(raw.dtype), grad_t.to(raw.dtype), grad_bound
-    return grad_x, _join_raw(grad_s, grad_t, form).to(raw.dtype), None, grad_bound
+    if shift is not None:
+        return grad_x, grad_s.to(raw.dtype), grad_t.to(raw.dtype), None, grad_bound
+    return grad_x, _join_raw(grad_s, grad_t, form).to(raw.dtype), None, None, grad_bound
 
 
 def _join_raw(s: Tensor | None, t: Tensor, form: AffineForm) -> Tensor:

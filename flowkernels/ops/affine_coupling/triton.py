@@ -8,7 +8,6 @@ are those of csrc/flow/affine_coupling.h.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import math
 import sys
@@ -20,6 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .. import triton_math as tm
+from ..triton_launch import Kernel, cdiv, launch, power_of_two
 from . import plan as plans
 from .form import SCALE_MAP_IDS
 
@@ -475,14 +475,6 @@ def sum_partials_kernel(
     tl.store(sum_ptr + index, tl.sum(total, 0)[None, :].to(sum_ptr.dtype.element_ty), index < kept)
 
 
-def _power_of_two(n: int) -> int:
-    return 1 << max(n - 1, 0).bit_length()
-
-
-def _cdiv(n: int, d: int) -> int:
-    return -(-n // d)
-
-
 def tile(active: int, passive: int, itemsize: int, whole_row: bool) -> Tile:
     """How rows of so many active and passive elements are cut.
 
@@ -492,12 +484,12 @@ def tile(active: int, passive: int, itemsize: int, whole_row: bool) -> Tile:
     width = max(active, passive, 1)
     rows, columns, warps = 1, 1024, 4
     if width <= 512:
-        rows, columns = max(1, (1024 if itemsize == 2 else 512) // _power_of_two(width)), 512
+        rows, columns = max(1, (1024 if itemsize == 2 else 512) // power_of_two(width)), 512
     elif whole_row and width > 4096:
         columns, warps = 2048, 8
-    own, beside = (min(columns, _power_of_two(n)) for n in (active, passive))
-    steps = _cdiv(width if width <= _WHOLE_ROW else _CHUNK, columns) if whole_row else 1
-    chunks = max(1, _cdiv(active, steps * own), _cdiv(passive, steps * beside))
+    own, beside = (min(columns, power_of_two(n)) for n in (active, passive))
+    steps = cdiv(width if width <= _WHOLE_ROW else _CHUNK, columns) if whole_row else 1
+    chunks = max(1, cdiv(active, steps * own), cdiv(passive, steps * beside))
     return Tile(rows, own, beside, steps, chunks, warps)
 
 
@@ -514,39 +506,9 @@ def _view(plan: list[int] | None, size: list[int]) -> View | None:
     return View(*(plan if interleaved else map(tl.constexpr, plan)))
 
 
-class _Kernel:
-    """A kernel with all its arguments but the tensors.
-
-    Triton finds the compiled kernel anew at every launch, which takes several times as long as the launch; for tensors
-    that are all aligned it is remembered here, one per device.
-    """
-
-    def __init__(self, kernel: Any, programs: int, arguments: tuple, warps: int) -> None:
-        self.kernel, self.arguments, self.warps = kernel, arguments, warps
-        self.grid = (programs, 1, 1)
-        self.compiled: dict[int | None, Any] = {}
-
-    def __call__(self, device: torch.device, *tensors: Tensor | None) -> None:
-        if not self.grid[0]:
-            return
-        aligned = not any(t is not None and t.data_ptr() % 16 for t in tensors)
-        if aligned and (compiled := self.compiled.get(device.index)) is not None:
-            compiled[self.grid](*tensors, *self.arguments)
-            return
-        compiled = self.run(*tensors)
-        if aligned:
-            self.compiled[device.index] = compiled
-
-    def run(self, *tensors: Tensor | None, warmup: bool = False) -> Any:
-        """Compile if need be and launch, or with `warmup` compile only; returns what was compiled, if anything was."""
-        # Contraction to FMA is on by default up to Triton 3.9 and off after it.
-        options = {"num_warps": self.warps, "enable_fp_fusion": True}
-        return self.kernel.run(*tensors, *self.arguments, grid=self.grid, warmup=warmup, **options)
-
-
-def _sum_partials(outer: int, kept: int, inner: int) -> _Kernel:
+def _sum_partials(outer: int, kept: int, inner: int) -> Kernel:
     kept_block, summed_block = (8, 128) if inner == 1 else (1, 1024)
-    return _Kernel(sum_partials_kernel, _cdiv(kept, kept_block), (outer, kept, inner, kept_block, summed_block), 4)
+    return Kernel(sum_partials_kernel, cdiv(kept, kept_block), (outer, kept, inner, kept_block, summed_block), 4)
 
 
 class _Plan:
@@ -559,7 +521,7 @@ class _Plan:
         itemsize = min(_ITEMSIZES[plan["x_dtype"]], _ITEMSIZES[plan["raw_dtype"]])
         self.columns = math.prod(active)
         self.tile = tile(self.columns, math.prod(passive), itemsize, whole_row)
-        self.row_tiles = _cdiv(self.rows, self.tile.rows)
+        self.row_tiles = cdiv(self.rows, self.tile.rows)
         self.constants = Constants(self._form(), self.tile, tuple(active), tuple(passive), self._wide(), self._pairs())
 
     def _pairs(self) -> str:
@@ -599,7 +561,7 @@ class AffineForward:
         views = ForwardViews._make(common.views(names))
         chunks = common.tile.chunks
         self.partials = (common.rows, chunks) if chunks > 1 else None
-        self.main = _Kernel(
+        self.main = Kernel(
             affine_coupling_forward_kernel,
             common.row_tiles * chunks,
             (common.rows, views, common.constants),
@@ -638,13 +600,13 @@ class AffineBackward:
         main(device, *others, partials)
         finish(device, partials, grad_bound)
 
-    def _main(self, groups: int, tiles_per_group: int) -> _Kernel:
+    def _main(self, groups: int, tiles_per_group: int) -> Kernel:
         arguments = (self.common.rows, tiles_per_group, self.views, self.common.constants)
         programs = groups * self.common.tile.chunks
-        return _Kernel(affine_coupling_backward_kernel, programs, arguments, self.common.tile.warps)
+        return Kernel(affine_coupling_backward_kernel, programs, arguments, self.common.tile.warps)
 
     @functools.cached_property
-    def _elementwise(self) -> _Kernel:
+    def _elementwise(self) -> Kernel:
         return self._main(self.common.row_tiles, 1)
 
     @functools.cached_property
@@ -654,8 +616,8 @@ class AffineBackward:
         return min(_MAX_PARTIALS, max(1, _PARTIAL_ELEMENTS // max(1, self.common.columns)), self.common.row_tiles)
 
     @functools.cached_property
-    def _reducing(self) -> tuple[_Kernel, _Kernel]:
-        main = self._main(self._groups, _cdiv(self.common.row_tiles, max(1, self._groups)))
+    def _reducing(self) -> tuple[Kernel, Kernel]:
+        main = self._main(self._groups, cdiv(self.common.row_tiles, max(1, self._groups)))
         size = self.common.constants.active
         channel = next((d for d in range(3) if self.bound_view[2 + d]), -1)  # -1: at most one channel, or no elements
         outer = self._groups * math.prod(size[: max(channel, 0)]) if self.common.columns else 0
@@ -665,27 +627,14 @@ class AffineBackward:
 _BACKEND = sys.modules[__name__]  # as native.py passes a compiled module
 
 
-def _launch(plan: AffineForward | AffineBackward, device: torch.device, *tensors: Tensor | None) -> None:
-    with _current(device):
-        plan(device, *tensors)
-
-
-def _current(device: torch.device) -> contextlib.AbstractContextManager:
-    """Makes a device current, which Triton launches on."""
-    if device.type == "cpu":
-        return contextlib.nullcontext()
-    module = torch.get_device_module(device)
-    return contextlib.nullcontext() if module.current_device() == device.index else module.device(device)
-
-
 def forward(*arguments) -> tuple[Tensor, Tensor]:
     """`reference.forward` in one launch, or two where a row is split."""
-    return plans.forward(_BACKEND, _launch, *arguments)
+    return plans.forward(_BACKEND, launch, *arguments)
 
 
 def backward(*arguments) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
     """`reference.backward` in one launch, or two where the bound has a gradient.
 
-    The last argument says which of (x, raw and shift, bound) need a gradient; the others are None.
+    The last argument says which of (x, raw, shift, mask, bound) need a gradient; raw and shift have theirs together.
     """
-    return plans.backward(_BACKEND, _launch, *arguments)
+    return plans.backward(_BACKEND, launch, *arguments)
