@@ -52,8 +52,9 @@ def _parameters(op: str, features: int, depth: int, random: torch.Generator) -> 
     """About those that normflows starts from."""
     first, second = (2 * torch.rand(depth, features, generator=random) - 1 for _ in range(2))
     number = torch.rand(depth, generator=random)
-    if op == RADIAL:
-        return 2 * first, number + 0.5, number - 1
+    if op == RADIAL:  # p near alpha: near a centre, the gradients of all implementations are mostly rounding otherwise
+        alpha = number + 0.5
+        return 2 * first, alpha, (alpha * (0.8 + 0.4 * torch.rand(depth, generator=random))).expm1().log()
     scale = (2 / features) ** 0.5
     return scale * first, scale * second, number - 0.5
 
@@ -90,13 +91,15 @@ def _problem(device: torch.device, op: str, shape: tuple[int, int, int], library
         training["flowjax"] = functools.partial(peers.flowjax_planar_step, inputs)
     rows, features, depth = shape
     through, summed = depth * (1 + features), rows * depth * (1 + features)
+    # A rounding of z turns the direction from a centre by 1 / r of it, and the least of many distances is small.
+    of_x = summed if op == RADIAL else through
     return Problem(
         inputs,
         plain,
         Pair(ours, functools.partial(ours, inverse=True)),
         layers,
         functools.partial(_cost, op, inputs),
-        (through, through, through, summed, summed, summed),
+        (through, through, of_x, summed, summed, summed),
         training,
     )
 
