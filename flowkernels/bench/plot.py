@@ -21,7 +21,7 @@ def draw(path: pathlib.Path, facts: dict[str, str], results: Sequence[Result]) -
     from matplotlib.figure import Figure
 
     timed = [r for r in results if r.rows[OURS].seconds]
-    bars = [r for r in timed if r.workload.axis is None]
+    bars = [r for r in timed if r.workload.axis is None and r.mode in (FORWARD, TRAIN)]
     curves = {
         op: [r for r in timed if r.workload.op == op and r.workload.axis] for op in {r.workload.op for r in timed}
     }
