@@ -133,8 +133,7 @@ class PlanarLayers {
     }
   }
 
-  static void finish(const StackPlan& plan, const Shared&, const StackBackwardCall& call, const double* partial,
-                     int64_t chunks) {
+  static void finish(const StackPlan& plan, const StackBackwardCall& call, const double* partial, int64_t chunks) {
     const int64_t features = plan.features, count = sums_per_layer(features);
 #pragma omp parallel if (plan.depth * count * chunks >= kThreadedWork)
     {

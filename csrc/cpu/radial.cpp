@@ -121,8 +121,7 @@ class RadialLayers {
     }
   }
 
-  static void finish(const StackPlan& plan, const Shared&, const StackBackwardCall& call, const double* partial,
-                     int64_t chunks) {
+  static void finish(const StackPlan& plan, const StackBackwardCall& call, const double* partial, int64_t chunks) {
     const int64_t features = plan.features, count = sums_per_layer(features);
     const Buffer<double> total(count);
     for (int64_t k = 0; k < plan.depth; ++k) {

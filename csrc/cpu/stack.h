@@ -386,7 +386,7 @@ void backward_tiles(const Plan& plan, const StackBackwardCall& call) {
       }
     }
   }
-  if (summed) Layers::finish(common, shared, call, partial.values, chunks);
+  if (summed) Layers::finish(common, call, partial.values, chunks);
 }
 
 // The sums of one layer over all chunks, in order.

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..functional import planar
-from ..ops.planar.check import ACTIVATIONS
+from ..ops.planar.check import check_activation
 from .stack import Amortization, Stack
 
 _UNMOVED = math.log(math.e - 1)  # for wᵀu of this size, softplus(wᵀu) = 1: the layer does not stretch along w
@@ -25,10 +25,7 @@ class _Planar(Stack):
 
     def __init__(self, features: int, depth: int, activation: str, negative_slope: float, generative: bool) -> None:
         super().__init__(features, depth, generative)
-        if activation not in ACTIVATIONS:
-            raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}; got {activation!r}")
-        if not 0 <= negative_slope <= 1:
-            raise ValueError(f"negative_slope must be between 0 and 1; got {negative_slope}")
+        check_activation(activation, negative_slope)
         self.activation = activation
         self.negative_slope = float(negative_slope)
 

@@ -14,6 +14,11 @@ def check(x: Tensor, u: Tensor, w: Tensor, b: Tensor, activation: str, negative_
     stack.check(x, ("u", "w", "b"), (u, w, b))
     stack.check_like("w", w, u.shape)
     stack.check_like("b", b, u.shape[:-1])
+    check_activation(activation, negative_slope)
+
+
+def check_activation(activation: str, negative_slope: float) -> None:
+    """Raise ValueError for an activation that there is not, or a slope that could fold space."""
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}; got {activation!r}")
     if not 0 <= negative_slope <= 1:
