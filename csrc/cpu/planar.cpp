@@ -10,9 +10,12 @@ namespace {
 template <class T>
 struct PlanarShared {
   const Buffer<T> corrected, p;
+  const Buffer<int64_t> end;  // of layers with a logarithm in common: a determinant lies between 1 and p
 
   PlanarShared(const StackPlan& plan, const void* const* parameters)
-      : corrected(plan.per_example ? 0 : plan.depth * plan.features), p(plan.per_example ? 0 : plan.depth) {
+      : corrected(plan.per_example ? 0 : plan.depth * plan.features),
+        p(plan.per_example ? 0 : plan.depth),
+        end(plan.per_example ? 0 : plan.depth) {
     if (plan.per_example) return;
     for (int64_t k = 0; k < plan.depth; ++k) {
       const T* u = static_cast<const T*>(parameters[0]) + k * plan.features;
@@ -27,6 +30,24 @@ struct PlanarShared {
       for (int64_t d = 0; d < plan.features; ++d)
         corrected[k * plan.features + d] = static_cast<T>(u[d] + factor * w[d]);
     }
+    divide_layers(static_cast<const T*>(p), plan.depth, static_cast<int64_t*>(end));
+  }
+};
+
+template <int features_, Activation activation, class T>
+struct PlanarRun {
+  static constexpr int features = features_, factors = 1;
+  const T *corrected, *w, *b, *p;
+  T negative_slope;
+
+  FK_INLINE void pass(int64_t k, T* point, T* product) const {
+    T a = b[k];
+#pragma GCC unroll 8
+    for (int d = 0; d < features; ++d) a += w[k * features + d] * point[d];
+    const PlanarPoint<T> f = planar_point<activation>(a, negative_slope);
+#pragma GCC unroll 8
+    for (int d = 0; d < features; ++d) point[d] += corrected[k * features + d] * f.h;
+    product[0] *= planar_det(f, p[k]);
   }
 };
 
@@ -94,6 +115,17 @@ class PlanarLayers {
 #pragma omp simd
       for (int r = 0; r < rows; ++r) next[d * rows + r] = y[d * rows + r] - number(corrected_, d, r) * saved[r];
     }
+  }
+
+  bool sweep(T* z) {
+    if constexpr (per_example || sizeof(T) == 8) return false;
+    return with_few(plan_.features, [&](auto features) {
+      with_activation(activation_, [&](auto activation) {
+        using Run = PlanarRun<features.value, activation.value, T>;
+        const Run run = {shared_.corrected, parameters_[1], parameters_[2], shared_.p, negative_slope_};
+        run_tile(run, plan_.depth, static_cast<const int64_t*>(shared_.end), z, &factors_);
+      });
+    });
   }
 
   void clear() { factors_.clear(); }

@@ -10,16 +10,42 @@ namespace {
 template <class T>
 struct RadialShared {
   const Buffer<T> alpha, p;
+  const Buffer<int64_t> end;  // of layers with a logarithm in common: m and q lie between 1 and p / alpha
 
   RadialShared(const StackPlan& plan, const void* const* parameters)
-      : alpha(plan.per_example ? 0 : plan.depth), p(plan.per_example ? 0 : plan.depth) {
+      : alpha(plan.per_example ? 0 : plan.depth),
+        p(plan.per_example ? 0 : plan.depth),
+        end(plan.per_example ? 0 : plan.depth) {
     if (plan.per_example) return;
+    const Buffer<T> extreme(plan.depth);
     for (int64_t k = 0; k < plan.depth; ++k) {
       const auto layer =
           RadialLayer<T>::make(static_cast<const T*>(parameters[1])[k], static_cast<const T*>(parameters[2])[k]);
       alpha[k] = layer.alpha;
       p[k] = layer.p;
+      extreme[k] = p[k] / alpha[k];
     }
+    divide_layers(static_cast<const T*>(extreme), plan.depth, static_cast<int64_t*>(end));
+  }
+};
+
+template <int features_, class T>
+struct RadialRun {
+  static constexpr int features = features_, factors = 2;
+  const T *center, *alpha, *p;
+
+  FK_INLINE void pass(int64_t k, T* point, T* product) const {
+    T v[features], square = T(0);
+#pragma GCC unroll 8
+    for (int d = 0; d < features; ++d) {
+      v[d] = point[d] - center[k * features + d];
+      square += v[d] * v[d];
+    }
+    const RadialGrowth<T> growth = RadialGrowth<T>::at(math::sqrt(square), RadialLayer<T>{alpha[k], p[k]});
+#pragma GCC unroll 8
+    for (int d = 0; d < features; ++d) point[d] = center[k * features + d] + growth.m * v[d];
+    product[0] *= growth.q;
+    product[1] *= growth.m;
   }
 };
 
@@ -74,18 +100,25 @@ class RadialLayers {
     scale(y, factor, next);
   }
 
+  bool sweep(T* z) {
+    if constexpr (per_example || sizeof(T) == 8) return false;
+    return with_few(plan_.features, [&](auto features) {
+      const RadialRun<features.value, T> run = {parameters_[0], shared_.alpha, shared_.p};
+      run_tile(run, plan_.depth, static_cast<const int64_t*>(shared_.end), z, factors_);
+    });
+  }
+
   void clear() {
-    outward_.clear();
-    across_.clear();
+    for (auto& factors : factors_) factors.clear();
   }
 
   void determinant(const T* saved) {
-    across_.multiply(saved + rows);
-    outward_.multiply(saved + 2 * rows);
+    factors_[0].multiply(saved + 2 * rows);
+    factors_[1].multiply(saved + rows);
   }
 
   const T* log_det() {
-    const T *across = across_.value(), *outward = outward_.value();
+    const T *outward = factors_[0].value(), *across = factors_[1].value();
     const T others = static_cast<T>(plan_.features - 1);
     for (int r = 0; r < rows; ++r) log_det_[r] = others == T(0) ? outward[r] : others * across[r] + outward[r];
     return log_det_;
@@ -233,7 +266,7 @@ class RadialLayers {
   const T* center_ = nullptr;
   int64_t layer_ = 0;
   TileRows which_{0, 0};
-  LogFactors<T, rows> outward_, across_;  // q, along the ray; m, in the directions across it
+  LogFactors<T, rows> factors_[2];  // q, along the ray; m, in the directions across it
   alignas(64) T alpha_[rows];
   alignas(64) T p_[rows];
   alignas(64) T beta_[rows];

@@ -103,6 +103,13 @@ class LogFactors {
     if (++count_ == LogProduct<T>::kFactors) flush();
   }
 
+  // Products of 1, for the caller to multiply with as many factors as divide_layers says.
+  T* products() {
+    flush();
+    count_ = 1;
+    return product_;
+  }
+
   const T* value() {
     flush();
     return sum_;
@@ -130,16 +137,115 @@ class LogFactors {
   int count_;
 };
 
+// Which layers have a logarithm in common, if the factors of layer k lie between 1 and extreme[k]: as many as cannot
+// take a product out of the range of numbers. They end before end[first], first being the first of them.
+template <class T>
+inline void divide_layers(const T* extreme, int64_t depth, int64_t* end) {
+  constexpr double largest = sizeof(T) == 4 ? 1e36 : 1e280;
+  double least = 1, most = 1;
+  for (int64_t first = 0, k = 0; k < depth; ++k) {
+    const double factor = extreme[k];
+    least *= factor < 1 ? factor : 1;
+    most *= factor > 1 ? factor : 1;
+    if (least < 1 / largest || largest < most) {
+      first = k;
+      least = factor < 1 ? factor : 1;
+      most = factor > 1 ? factor : 1;
+    }
+    end[first] = k + 1;
+  }
+}
+
+constexpr int kFew = kVectorBytes == 64 ? 8 : 6;  // features that fit in registers, of which AVX-512 has twice as many
+
+// Calls f with a small count as a compile-time constant, and says whether it is one.
+template <int constant = 1, class F>
+FK_INLINE bool with_few(int64_t count, F&& f) {
+  if constexpr (constant > kFew) {
+    return false;
+  } else {
+    if (count != constant) return with_few<constant + 1>(count, f);
+    f(std::integral_constant<int, constant>{});
+    return true;
+  }
+}
+
+// Layers with shared parameters, `Run`, for rows of few features, which stay in registers from layer to layer:
+//   features                 how many
+//   factors                  how many factors the determinant of a layer has
+//   pass(k, point, product)  moves a point through layer k, multiplies the products with the factors
+// This takes `streams` rows, which hide each other's latency, through layers `first` to `end`, at least one. It is `do`
+// because g++ does not make vectors of rows where a loop over layers might have no round.
+template <int rows, int streams, class Run, class T>
+FK_INLINE void run_rows(const Run& run, int64_t first, int64_t end, T* z, T* const* products, int r) {
+  constexpr int step = rows / streams;
+  T point[streams][Run::features], product[streams][Run::factors];
+#pragma GCC unroll 8
+  for (int i = 0; i < streams; ++i) {
+#pragma GCC unroll 8
+    for (int d = 0; d < Run::features; ++d) point[i][d] = z[d * rows + i * step + r];
+#pragma GCC unroll 8
+    for (int j = 0; j < Run::factors; ++j) product[i][j] = T(1);
+  }
+  int64_t k = first;
+  do {
+#pragma GCC unroll 8
+    for (int i = 0; i < streams; ++i) run.pass(k, point[i], product[i]);
+  } while (++k < end);
+#pragma GCC unroll 8
+  for (int i = 0; i < streams; ++i) {
+#pragma GCC unroll 8
+    for (int d = 0; d < Run::features; ++d) z[d * rows + i * step + r] = point[i][d];
+#pragma GCC unroll 8
+    for (int j = 0; j < Run::factors; ++j) products[j][i * step + r] = product[i][j];
+  }
+}
+
+// All layers for the rows of a tile; `end` is from divide_layers.
+template <class Run, class T, int rows>
+void run_tile(Run run, int64_t depth, const int64_t* end, T* z, LogFactors<T, rows>* factors) {
+  constexpr int streams = 4;
+  for (int64_t first = 0; first < depth; first = end[first]) {
+    T* product[Run::factors];
+    for (int j = 0; j < Run::factors; ++j) product[j] = factors[j].products();
+    const int64_t last = end[first];
+#pragma omp simd
+    for (int r = 0; r < rows / streams; ++r) run_rows<rows, streams>(run, first, last, z, product, r);
+  }
+}
+
 // Rows of a tensor (rows, columns) that a tile holds. Lanes beyond the last row repeat it.
 struct TileRows {
   int64_t first, last;
 
   int64_t operator[](int r) const { return smaller(first + r, last); }
+  bool fill(int rows) const { return first + rows - 1 <= last; }
 };
 
-// tile[d * rows + r] = tensor[row r, d].
+// tile[d * rows + r] = tensor[row r, d], where rows follow each other without a gap.
+template <int rows, int columns, class T, class From>
+inline void load_dense(const From* __restrict from, T* __restrict tile) {
+  for (int r = 0; r < rows; ++r) {
+#pragma GCC unroll 8
+    for (int d = 0; d < columns; ++d) tile[d * rows + r] = convert(from[r * columns + d], tile);
+  }
+}
+
+template <int rows, int columns, class T, class To>
+inline void store_dense(const T* __restrict tile, To* __restrict to) {
+  for (int r = 0; r < rows; ++r) {
+#pragma GCC unroll 8
+    for (int d = 0; d < columns; ++d) to[r * columns + d] = convert(tile[d * rows + r], to);
+  }
+}
+
+// The same for any strides.
 template <int rows, class T, class From>
 inline void load_columns(const From* from, const int64_t* stride, TileRows which, int64_t columns, T* tile) {
+  if (which.fill(rows) && stride[0] == columns && stride[1] == 1) {
+    const From* first = from + which.first * columns;
+    if (with_few(columns, [&](auto few) { load_dense<rows, few.value>(first, tile); })) return;
+  }
   for (int r = 0; r < rows; ++r) {
     const From* row = from + which[r] * stride[0];
     for (int64_t d = 0; d < columns; ++d) tile[d * rows + r] = convert(row[d * stride[1]], tile);
@@ -159,6 +265,10 @@ inline void load_tile(Dtype dtype, const void* from, const int64_t* stride, Tile
 // The other way, into a tensor whose columns are neighbours.
 template <int rows, class T, class To>
 inline void store_columns(const T* tile, TileRows which, int64_t columns, int64_t stride, To* to) {
+  if (which.fill(rows) && stride == columns) {
+    To* first = to + which.first * columns;
+    if (with_few(columns, [&](auto few) { store_dense<rows, few.value>(tile, first); })) return;
+  }
   for (int r = 0; r < rows && which.first + r <= which.last; ++r) {
     To* row = to + (which.first + r) * stride;
     for (int64_t d = 0; d < columns; ++d) row[d] = convert(tile[d * rows + r], row);
@@ -205,21 +315,18 @@ inline bool threaded(const StackPlan& plan, int64_t tiles) {
 //   advance(z, saved, next)           the layer's output; next may be z
 //   retreat(y, saved, next)           the layer's input
 //   clear(), determinant(saved)       the log-determinant of the layers since; log_det() has it for each row
+//   sweep(z)                          all layers in place, with their determinants, and true; or false, where they are
+//                                     not of a kind that can be in registers all the way
 //   backward(z, next, saved, g, grad_log_det, sums)
 //                                     from a layer's input and output; g, the gradient of what the call makes of the
 //                                     layer, becomes that of what it makes it from. Where parameters are shared, their
 //                                     gradients are added to `sums`, sums_per_layer(features) numbers for each layer.
-template <class Layers, class Plan>
-void forward_tile(Layers& layers, const Plan& plan, const StackForwardCall& call, TileRows which,
-                  typename Layers::Number* z) {
-  using T = typename Layers::Number;
-  const StackPlan& common = plan.common;
-  alignas(64) T saved[Layers::kSaved * Layers::rows];
-  load_tile<Layers::rows>(common.x_dtype, call.x, plan.x_strides, which, common.features, z);
-  layers.clear();
-  for (int64_t step = 0; step < common.depth; ++step) {
-    layers.select(common.inverse ? common.depth - 1 - step : step, which);
-    if (common.inverse) {
+template <class Layers>
+void by_layers(Layers& layers, const StackPlan& plan, TileRows which, typename Layers::Number* z) {
+  alignas(64) typename Layers::Number saved[Layers::kSaved * Layers::rows];
+  for (int64_t step = 0; step < plan.depth; ++step) {
+    layers.select(plan.inverse ? plan.depth - 1 - step : step, which);
+    if (plan.inverse) {
       layers.solve(z, saved);
       layers.determinant(saved);
       layers.retreat(z, saved, z);
@@ -229,6 +336,16 @@ void forward_tile(Layers& layers, const Plan& plan, const StackForwardCall& call
       layers.advance(z, saved, z);
     }
   }
+}
+
+template <class Layers, class Plan>
+void forward_tile(Layers& layers, const Plan& plan, const StackForwardCall& call, TileRows which,
+                  typename Layers::Number* z) {
+  using T = typename Layers::Number;
+  const StackPlan& common = plan.common;
+  load_tile<Layers::rows>(common.x_dtype, call.x, plan.x_strides, which, common.features, z);
+  layers.clear();
+  if (common.inverse || !layers.sweep(z)) by_layers(layers, common, which, z);
   store_tile<Layers::rows>(common.x_dtype, z, which, common.features, call.y);
   const T* log_det = layers.log_det();
   for (int r = 0; r < Layers::rows && which.first + r <= which.last; ++r) {
