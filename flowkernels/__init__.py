@@ -5,7 +5,19 @@ import torch  # noqa: F401  first, so that its OpenMP and CUDA runtimes are the 
 from . import models, nn
 from .backends import BackendError, backend
 from .flows import Flow
-from .functional import affine_coupling, planar, radial
+from .functional import (
+    actnorm,
+    affine_coupling,
+    dequantize,
+    log_normal,
+    merge,
+    planar,
+    quantize,
+    radial,
+    split,
+    squeeze,
+    unsqueeze,
+)
 from .inspect import explain, warmup
 from .ops.affine_coupling import AffineForm
 from .version import __version__
@@ -15,12 +27,20 @@ __all__ = [
     "BackendError",
     "Flow",
     "__version__",
+    "actnorm",
     "affine_coupling",
     "backend",
+    "dequantize",
     "explain",
+    "log_normal",
+    "merge",
     "models",
     "nn",
     "planar",
+    "quantize",
     "radial",
+    "split",
+    "squeeze",
+    "unsqueeze",
     "warmup",
 ]

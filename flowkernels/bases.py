@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -13,6 +12,7 @@ from torch import Tensor, distributions, nn
 from torch.distributions import Distribution
 from torch.distributions.transforms import Transform
 
+from .functional import log_normal
 from .nn.arguments import whole
 from .nn.stack import Amortization
 
@@ -49,8 +49,7 @@ class StandardNormal(nn.Module):
     def log_prob(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         if self.event_shape is not None:
             _check_event(z, self.event_shape)
-        z = z.flatten(1).to(torch.promote_types(z.dtype, torch.float32))
-        return -0.5 * (z * z).sum(1) - 0.5 * math.log(2 * math.pi) * z.shape[1]
+        return log_normal(z)
 
     def rsample(self, n: int, context: Tensor | None, temperature: float, generator: torch.Generator | None) -> Tensor:
         if self.event_shape is None:
@@ -225,9 +224,7 @@ class DiagonalNormal(nn.Module):
 
     def log_prob(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         _check_event(z, self.event_shape)
-        mean, log_std = self._moments(context)
-        e = (z - mean) * torch.exp(-log_std)
-        return (-0.5 * e * e - log_std).sum(1) - 0.5 * math.log(2 * math.pi) * z.shape[1]
+        return log_normal(z, *self._moments(context))
 
     def rsample(self, n: int, context: Tensor | None, temperature: float, generator: torch.Generator | None) -> Tensor:
         mean, log_std = self._moments(context)

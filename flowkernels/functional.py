@@ -5,11 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .ops.actnorm import actnorm as _actnorm
 from .ops.affine_coupling import AffineForm
 from .ops.affine_coupling import affine_coupling as _affine_coupling
+from .ops.dequantize import dequantize as _dequantize
+from .ops.dequantize import quantize as _quantize
+from .ops.layout import accumulation_dtype, memory_format
 from .ops.planar import planar as _planar
 from .ops.radial import radial as _radial
-from .ops.stack import accumulation_dtype
+from .ops.split import split as _split
 
 _EXP = AffineForm()
 _STRIDED = torch.strided
@@ -197,3 +201,282 @@ def radial(x: Tensor, center: Tensor, alpha: Tensor, beta: Tensor, *, inverse: b
     center, alpha, beta = _stack_parameters(x, ("center", "alpha", "beta"), (center, alpha, beta))
     _check_inverse(inverse)
     return _radial(x, center, alpha, beta, inverse)
+
+
+def _check_factor(x: Tensor, factor: int) -> None:
+    _check_tensor("x", x, False)
+    if isinstance(factor, bool) or not isinstance(factor, int) or factor < 1:
+        raise ValueError(f"factor must be a positive integer; got {factor!r}")
+    if x.dim() != 4:
+        raise ValueError(f"x must have shape (B, C, H, W); got {tuple(x.shape)}")
+
+
+def squeeze(x: Tensor, factor: int = 2) -> Tensor:
+    """Turn blocks of pixels into channels: (B, C, H, W) to (B, C f², H / f, W / f), in one pass.
+
+    Dinh, Sohl-Dickstein and Bengio, "Density estimation using Real NVP" (2017), section 3.6. Channel c f² + i f + j of
+    the result holds channel c of the pixels in row i and column j of each block, as in Glow, nflows and normflows. It
+    is a volume-preserving permutation: log |det J| = 0.
+
+    torch moves the elements: a permuted copy is one pass that reads and writes each of them once, forward and backward.
+
+    Args:
+        x: shape (B, C, H, W), any dtype and strides.
+        factor: f, the side of a block; H and W are multiples of it.
+
+    Returns:
+        A tensor of x's dtype, channels_last where x is and contiguous otherwise.
+
+    Raises:
+        ValueError: for a factor that is not positive, and for a shape that it does not divide.
+
+    Example:
+        >>> import torch, flowkernels as fk
+        >>> x = torch.arange(8.0).view(1, 1, 2, 4)
+        >>> fk.squeeze(x).flatten(1).tolist()
+        [[0.0, 2.0, 1.0, 3.0, 4.0, 6.0, 5.0, 7.0]]
+        >>> torch.equal(fk.unsqueeze(fk.squeeze(x)), x)
+        True
+    """
+    _check_factor(x, factor)
+    batch, channels, height, width = x.shape
+    if height % factor or width % factor:
+        raise ValueError(f"height and width must be multiples of factor={factor}; got x of shape {tuple(x.shape)}")
+    blocks = x.reshape(batch, channels, height // factor, factor, width // factor, factor).permute(0, 1, 3, 5, 2, 4)
+    y = blocks.reshape(batch, channels * factor**2, height // factor, width // factor)
+    return y.contiguous(memory_format=memory_format(x))
+
+
+def unsqueeze(y: Tensor, factor: int = 2) -> Tensor:
+    """Undo `squeeze`: (B, C f², H, W) to (B, C, H f, W f).
+
+    Args:
+        y: shape (B, C f², H, W), any dtype and strides.
+        factor: f.
+
+    Returns:
+        A tensor of y's dtype, channels_last where y is and contiguous otherwise.
+
+    Raises:
+        ValueError: for a factor that is not positive, and for channels that are no multiple of f².
+
+    Example:
+        >>> import torch, flowkernels as fk
+        >>> fk.unsqueeze(torch.arange(4.0).view(1, 4, 1, 1))
+        tensor([[[[0., 1.],
+                  [2., 3.]]]])
+    """
+    _check_factor(y, factor)
+    batch, channels, height, width = y.shape
+    if channels % factor**2:
+        raise ValueError(f"channels must be a multiple of factor² = {factor**2}; got y of shape {tuple(y.shape)}")
+    blocks = y.reshape(batch, channels // factor**2, factor, factor, height, width).permute(0, 1, 4, 2, 5, 3)
+    x = blocks.reshape(batch, channels // factor**2, height * factor, width * factor)
+    return x.contiguous(memory_format=memory_format(y))
+
+
+def split(x: Tensor, mean: Tensor | None = None, log_std: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """Factor out the second half of the channels, and its log-density under the prior.
+
+    Dinh, Sohl-Dickstein and Bengio, "Density estimation using Real NVP" (2017), section 3.6; with mean and log_std from
+    the kept half, Kingma and Dhariwal, "Glow" (2018). The log-density is evaluated and summed in one read of the half
+    that is scored; the two halves are views of x.
+
+    Args:
+        x: shape (B, C, ...), floating point, any strides.
+        mean: of the prior of the factored half; its shape, or one that broadcasts to it. None: 0.
+        log_std: logarithm of the prior's standard deviation, likewise. None: 0.
+
+    Returns:
+        kept, the first C - C // 2 channels; out, the other ones as they are; and log_prob = log N(out; mean, std),
+        shape (B,), float64 where x is, else float32.
+
+    Raises:
+        ValueError: for fewer than two channels, and for shapes that do not fit.
+        TypeError: for dtypes that are not supported or do not go together, and for tensors on different devices.
+
+    Example:
+        >>> import torch, flowkernels as fk
+        >>> x = torch.randn(8, 4, 6, 6)
+        >>> kept, out, log_prob = fk.split(x)
+        >>> kept.shape, out.shape, log_prob.shape
+        (torch.Size([8, 2, 6, 6]), torch.Size([8, 2, 6, 6]), torch.Size([8]))
+        >>> torch.equal(fk.merge(kept, out), x)
+        True
+    """
+    for name, value, optional in (("x", x, False), ("mean", mean, True), ("log_std", log_std, True)):
+        _check_tensor(name, value, optional)
+    if x.dim() < 2 or x.shape[1] < 2:
+        raise ValueError(f"x must have shape (B, C, ...) with at least two channels; got {tuple(x.shape)}")
+    kept, out = x.chunk(2, 1)
+    return kept, out, log_normal(out, mean, log_std)
+
+
+def log_normal(value: Tensor, mean: Tensor | None = None, log_std: Tensor | None = None) -> Tensor:
+    """The log-density of each row of a batch under independent normal distributions: what `split` scores with.
+
+    Args:
+        value: shape (B, ...), floating point, any strides.
+        mean: value's shape, or one that broadcasts to it. None: 0.
+        log_std: logarithm of the standard deviation, likewise. None: 0.
+
+    Returns:
+        Shape (B,), float64 where the value is, else float32.
+
+    Raises:
+        ValueError: for shapes that do not fit.
+        TypeError: for dtypes that are not supported or do not go together, and for tensors on different devices.
+
+    Example:
+        >>> import torch, flowkernels as fk
+        >>> fk.log_normal(torch.zeros(3, 2))
+        tensor([-1.8379, -1.8379, -1.8379])
+    """
+    _check_tensor("value", value, False)
+    expanded = []
+    for name, parameter in (("mean", mean), ("log_std", log_std)):
+        _check_tensor(name, parameter, True)
+        if parameter is not None and parameter.shape != value.shape:
+            try:
+                parameter = parameter.expand(value.shape)
+            except RuntimeError:
+                raise ValueError(
+                    f"{name} must broadcast to {tuple(value.shape)}, the shape of what is scored;"
+                    f" got {tuple(parameter.shape)}"
+                ) from None
+        expanded.append(parameter)
+    return _split(value, *expanded)
+
+
+def merge(kept: Tensor, out: Tensor) -> Tensor:
+    """Undo `split`: join the two halves, bit for bit.
+
+    Args:
+        kept: shape (B, C - C // 2, ...).
+        out: shape (B, C // 2, ...).
+
+    Raises:
+        ValueError: for shapes that are not those of the halves of one tensor.
+
+    Example:
+        >>> import torch, flowkernels as fk
+        >>> fk.merge(torch.zeros(2, 2), torch.ones(2, 1)).tolist()
+        [[0.0, 0.0, 1.0], [0.0, 0.0, 1.0]]
+    """
+    _check_tensor("kept", kept, False)
+    _check_tensor("out", out, False)
+    fits = kept.dim() == out.dim() >= 2 and kept.shape[0] == out.shape[0] and kept.shape[2:] == out.shape[2:]
+    if not fits or kept.shape[1] - out.shape[1] not in (0, 1):
+        raise ValueError(f"kept and out must be halves of one tensor; got {tuple(kept.shape)} and {tuple(out.shape)}")
+    return torch.cat((kept, out), 1)
+
+
+def dequantize(x: Tensor, noise: Tensor, *, levels: int = 256, alpha: float = 1e-5) -> tuple[Tensor, Tensor]:
+    """Whole numbers and noise to the real line, z = logit of (x + noise) / levels, and its log-determinant.
+
+    With ``q = (x + noise) (1 - alpha) / levels + alpha / 2``, ``z = logit(q)`` in one pass over x as it is stored.
+    Theis, van den Oord and Bethge, "A note on the evaluation of generative models" (2016); Dinh, Sohl-Dickstein and
+    Bengio, "Density estimation using Real NVP" (2017), section 4.1. For noise from a density r(noise | x),
+    log p(z) + log_det - log r has an expectation that is a lower bound on the log-probability of the discrete x.
+
+    Args:
+        x: shape (B, ...), holding 0, ..., levels - 1 (not checked), of any dtype; uint8 is read as it is. It has no
+            gradient.
+        noise: x's shape, floating point, in (0, 1); its gradient is computed.
+        levels: how many values x takes, from 2 to 65536.
+        alpha: keeps q away from 0 and 1, by alpha / 2 on either side; in [0, 1).
+
+    Returns:
+        z of x's shape and noise's dtype; and log_det, log |dz / d noise| summed over each row, shape (B,), float64
+        where the noise is, else float32.
+
+    Raises:
+        ValueError: for shapes that differ, and for numbers out of range, naming them.
+        TypeError: for dtypes that are not supported, and for tensors on different devices.
+
+    Example:
+        >>> import torch, flowkernels as fk
+        >>> x = torch.randint(256, (4, 1, 8, 8), dtype=torch.uint8)
+        >>> z, log_det = fk.dequantize(x, torch.rand(4, 1, 8, 8).clamp(2**-12, 1 - 2**-12))
+        >>> torch.equal(fk.quantize(z), x), log_det.shape
+        (True, torch.Size([4]))
+    """
+    _check_tensor("x", x, False)
+    _check_tensor("noise", noise, False)
+    if x.dtype.is_complex:
+        raise TypeError(f"x must hold whole numbers; got {x.dtype}")
+    if x.dtype != torch.uint8:
+        x = x.detach().to(accumulation_dtype(noise.dtype))
+    return _dequantize(noise, x, levels, float(alpha))
+
+
+def quantize(z: Tensor, *, levels: int = 256, alpha: float = 1e-5) -> Tensor:
+    """The whole numbers that `dequantize` made z of, whatever the noise was, in one pass.
+
+    Exact in float32 up to 256 levels for noise in [2^-12, 1 - 2^-12]: closer to 0 or 1, x + noise may round to the
+    next number.
+
+    Args:
+        z: shape (B, ...), floating point.
+        levels, alpha: as for `dequantize`.
+
+    Returns:
+        z's shape, between 0 and levels - 1; uint8 for at most 256 levels, else int32. It has no gradient. NaN gives 0.
+
+    Raises:
+        ValueError: for numbers out of range, naming them.
+        TypeError: for a dtype that is not supported.
+
+    Example:
+        >>> import torch, flowkernels as fk
+        >>> fk.quantize(torch.tensor([[-100.0, 0.0, 100.0]]))
+        tensor([[  0, 128, 255]], dtype=torch.uint8)
+    """
+    _check_tensor("z", z, False)
+    return _quantize(z, levels, float(alpha))
+
+
+def actnorm(x: Tensor, log_scale: Tensor, shift: Tensor, *, inverse: bool = False) -> tuple[Tensor, Tensor]:
+    """Scale and shift each channel: y = exp(log_scale) x + shift, and its log-determinant, in one pass.
+
+    Kingma and Dhariwal, "Glow" (2018), section 3.1. torch's batch normalisation with fixed statistics is this map, one
+    pass forward and one backward that also sums the gradients of scale and shift over the batch; it does the work.
+
+    Args:
+        x: shape (B, C, ...), floating point, any strides.
+        log_scale: shape (C,).
+        shift: shape (C,).
+        inverse: undo the map: x is its output, and log_det changes sign.
+
+    Returns:
+        y of x's shape and dtype; and log_det = sum of log_scale times the number of pixels, shape (B,), float64 where
+        x is, else float32.
+
+    Raises:
+        ValueError: for shapes that do not fit, naming them.
+        TypeError: for dtypes that are not supported or do not go together, and for tensors on different devices.
+
+    Example:
+        >>> import torch, flowkernels as fk
+        >>> x = torch.randn(8, 3, 4, 4)
+        >>> y, log_det = fk.actnorm(x, torch.full((3,), 0.5), torch.ones(3))
+        >>> log_det[0].item(), torch.allclose(y, x * 0.5**0.5 + 1)
+        (24.0, False)
+        >>> torch.allclose(fk.actnorm(y, torch.full((3,), 0.5), torch.ones(3), inverse=True)[0], x, atol=1e-6)
+        True
+    """
+    for name, value in (("x", x), ("log_scale", log_scale), ("shift", shift)):
+        _check_tensor(name, value, False)
+        if not value.dtype.is_floating_point:
+            raise TypeError(f"{name} must be floating point; got {value.dtype}")
+        if value.dtype == torch.float64 and x.dtype != torch.float64:
+            raise TypeError(f"{name} has dtype float64 and x has {x.dtype}; cast {name} down or x up")
+    _check_inverse(inverse)
+    if x.dim() < 2:
+        raise ValueError(f"x must have shape (B, C, ...); got {tuple(x.shape)}")
+    for name, value in (("log_scale", log_scale), ("shift", shift)):
+        if value.shape != x.shape[1:2]:
+            raise ValueError(
+                f"{name} must have shape ({x.shape[1]},), one number per channel; got {tuple(value.shape)}"
+            )
+    return _actnorm(x, log_scale, shift, inverse)

@@ -75,7 +75,7 @@ def test_flow_includes_neither_backend_nor_runtime():
             assert not included.startswith("cuda"), f"{path.name} includes {included}"
 
 
-OPS = sorted(path.name for path in (PACKAGE / "ops").iterdir() if (path / "op.py").exists())
+OPS = sorted(path.name for path in (PACKAGE / "ops").iterdir() if (path / "reference.py").exists())
 
 
 @pytest.mark.parametrize("op", OPS)
@@ -84,11 +84,11 @@ def test_an_op_has_one_name_at_every_level(op):
         f"csrc/flow/{op}.h",
         f"csrc/cpu/{op}.cpp",
         f"csrc/cuda/{op}.cu",
-        f"csrc/bindings/{op}.h",
         f"flowkernels/ops/{op}/reference.py",
         f"flowkernels/ops/{op}/triton.py",
         f"tests/ops/test_{op}.py",
-        f"tests/registration/test_{op}.py",
+        f"flowkernels/ops/{op}/plan.py",
+        f"flowkernels/ops/{op}/cost.py",
         f"docs/{op}.md",
     ):
         assert (ROOT / place).exists(), place

@@ -1,4 +1,5 @@
 #include "bindings/affine_coupling.h"
+#include "bindings/elementwise.h"
 #include "bindings/stack.h"
 #include "cpu/kernels.h"
 
@@ -32,6 +33,22 @@ struct StackLaunchers {
   }
 };
 
+template <class Options, void (*cpu::Kernels::*kernel)(const ElementwisePlan<Options>&, const ElementwiseCall&)>
+struct ElementwiseLauncher {
+  static size_t workspace(const ElementwisePlan<Options>&) { return 0; }
+  static void launch(const ElementwisePlan<Options>& plan, const ElementwiseCall& call, void*, int, void*) {
+    (cpu::kernels().*kernel)(plan, call);
+  }
+};
+
+struct ElementwiseLaunchers {
+  using DequantizeForward = ElementwiseLauncher<DequantizeOptions, &cpu::Kernels::dequantize_forward>;
+  using DequantizeBackward = ElementwiseLauncher<DequantizeOptions, &cpu::Kernels::dequantize_backward>;
+  using Quantize = ElementwiseLauncher<DequantizeOptions, &cpu::Kernels::quantize>;
+  using SplitForward = ElementwiseLauncher<SplitOptions, &cpu::Kernels::split_forward>;
+  using SplitBackward = ElementwiseLauncher<SplitOptions, &cpu::Kernels::split_backward>;
+};
+
 using Planar = StackLaunchers<PlanarOptions, &cpu::Kernels::planar_forward, &cpu::Kernels::planar_backward>;
 using Radial = StackLaunchers<RadialOptions, &cpu::Kernels::radial_forward, &cpu::Kernels::radial_backward>;
 
@@ -45,4 +62,5 @@ PYBIND11_MODULE(_cpu, module) {
   bind_affine_coupling<AffineLaunchers>(module);
   bind_stack<PlanarOptions, Planar>(module, "Planar");
   bind_stack<RadialOptions, Radial>(module, "Radial");
+  bind_elementwise_ops<ElementwiseLaunchers>(module);
 }

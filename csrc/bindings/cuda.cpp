@@ -2,9 +2,11 @@
 #include <sstream>
 
 #include "bindings/affine_coupling.h"
+#include "bindings/elementwise.h"
 #include "bindings/stack.h"
 #include "cuda/affine_coupling.h"
 #include "cuda/device.h"
+#include "cuda/elementwise.h"
 #include "cuda/stack.h"
 
 #if defined(FLOWKERNELS_EMULATED)
@@ -53,6 +55,7 @@ PYBIND11_MODULE(_cuda, module) {
   bind_affine_coupling<AffineLaunchers>(module);
   bind_stack<PlanarOptions, cuda::StackLaunchers<PlanarOptions>>(module, "Planar");
   bind_stack<RadialOptions, cuda::StackLaunchers<RadialOptions>>(module, "Radial");
+  bind_elementwise_ops<cuda::ElementwiseLaunchers>(module);
 #if defined(FLOWKERNELS_EMULATED)
   module.attr("emulated") = true;
   bind_emulation(module);

@@ -59,11 +59,6 @@ void with_formula(const AffinePlan& plan, F&& f) {
 }
 
 template <class T>
-void fill(T* array, T value, int64_t count) {
-  for (int64_t i = 0; i < count; ++i) array[i] = value;
-}
-
-template <class T>
 Bounds<T> bounds(const AffinePlan& plan, const void* bound, const Tile& tile, Scratch<T>& scratch) {
   if (!plan.has_bound_tensor) {
     return {scratch.c, scratch.inverse_c, static_cast<T>(plan.bound), static_cast<T>(1.0 / plan.bound)};
@@ -257,15 +252,6 @@ void backward_one(const AffineBackwardPlan& plan, const AffineBackwardCall& call
   }
 }
 
-// The gradient of the log-determinant for each element of a tile.
-template <class T>
-void spread(const T* grad_log_det, int64_t stride, const Tile& tile, T* out) {
-  const int64_t per_row = tile.elements() / tile.size[0];
-  for (int64_t r = 0; r < tile.size[0]; ++r) {
-    fill(out + r * per_row, grad_log_det[(tile.start[0] + r) * stride], per_row);
-  }
-}
-
 // Adds a tile's gradients of the bound to one total per channel.
 template <class T>
 void add_by_channel(const View& view, const Tile& tile, const T* terms, double* totals) {
@@ -290,24 +276,6 @@ void copy_passive(const Tiling& tiling, const View& from, const void* source, co
   const int64_t count = tiling.count();
 #pragma omp for schedule(static) nowait
   for (int64_t i = 0; i < count; ++i) copy_tile(from, source, to, destination, dtype, tiling.tile(i));
-}
-
-// Writes the sum of each whole row of a tile.
-template <class T>
-void sum_rows(const Tile& tile, const T* terms, T* log_det) {
-  const int64_t per_row = tile.elements() / tile.size[0];
-  for (int64_t r = 0; r < tile.size[0]; ++r)
-    log_det[tile.start[0] + r] = static_cast<T>(sum(terms + r * per_row, per_row));
-}
-
-// out[i] = the sum over p of partial[i * step + p * part_step], in order.
-template <class T>
-void add_up(int64_t count, int64_t step, int64_t parts, int64_t part_step, const double* partial, T* out) {
-  for (int64_t i = 0; i < count; ++i) {
-    double total = 0;
-    for (int64_t p = 0; p < parts; ++p) total += partial[i * step + p * part_step];
-    out[i] = static_cast<T>(total);
-  }
 }
 
 void expect_large(void* output, int64_t count, Dtype dtype) {

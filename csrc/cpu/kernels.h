@@ -6,8 +6,10 @@
 #include <vector>
 
 #include "flow/affine_coupling.h"
+#include "flow/dequantize.h"
 #include "flow/planar.h"
 #include "flow/radial.h"
+#include "flow/split.h"
 
 namespace flowkernels::cpu {
 
@@ -19,6 +21,11 @@ struct Kernels {
   void (*planar_backward)(const StackBackwardPlan<PlanarOptions>&, const StackBackwardCall&);
   void (*radial_forward)(const StackForwardPlan<RadialOptions>&, const StackForwardCall&);
   void (*radial_backward)(const StackBackwardPlan<RadialOptions>&, const StackBackwardCall&);
+  void (*dequantize_forward)(const ElementwisePlan<DequantizeOptions>&, const ElementwiseCall&);
+  void (*dequantize_backward)(const ElementwisePlan<DequantizeOptions>&, const ElementwiseCall&);
+  void (*quantize)(const ElementwisePlan<DequantizeOptions>&, const ElementwiseCall&);
+  void (*split_forward)(const ElementwisePlan<SplitOptions>&, const ElementwiseCall&);
+  void (*split_backward)(const ElementwisePlan<SplitOptions>&, const ElementwiseCall&);
 };
 
 // The best set that this processor runs; the environment variable FLOWKERNELS_ISA (baseline, avx2, avx512) lowers the

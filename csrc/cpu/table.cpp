@@ -11,6 +11,11 @@ void planar_stack_forward(const StackForwardPlan<PlanarOptions>& plan, const Sta
 void planar_stack_backward(const StackBackwardPlan<PlanarOptions>& plan, const StackBackwardCall& call);
 void radial_stack_forward(const StackForwardPlan<RadialOptions>& plan, const StackForwardCall& call);
 void radial_stack_backward(const StackBackwardPlan<RadialOptions>& plan, const StackBackwardCall& call);
+void dequantize_forward(const ElementwisePlan<DequantizeOptions>& plan, const ElementwiseCall& call);
+void dequantize_backward(const ElementwisePlan<DequantizeOptions>& plan, const ElementwiseCall& call);
+void quantize(const ElementwisePlan<DequantizeOptions>& plan, const ElementwiseCall& call);
+void split_forward(const ElementwisePlan<SplitOptions>& plan, const ElementwiseCall& call);
+void split_backward(const ElementwisePlan<SplitOptions>& plan, const ElementwiseCall& call);
 
 extern const Kernels table;
 const Kernels table = {
@@ -21,6 +26,11 @@ const Kernels table = {
     planar_stack_backward,
     radial_stack_forward,
     radial_stack_backward,
+    dequantize_forward,
+    dequantize_backward,
+    quantize,
+    split_forward,
+    split_backward,
 };
 
 }  // namespace flowkernels::cpu::FLOWKERNELS_ISA

@@ -22,7 +22,19 @@ inline int64_t ceil_divide(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 inline int64_t elements(const Extent& box) { return box.size[0] * box.size[1] * box.size[2] * box.size[3]; }
 
-inline int64_t size_of(Dtype dtype) { return dtype == Dtype::float64 ? 8 : dtype == Dtype::float32 ? 4 : 2; }
+inline int64_t size_of(Dtype dtype) {
+  switch (dtype) {
+    case Dtype::float64:
+      return 8;
+    case Dtype::float32:
+    case Dtype::int32:
+      return 4;
+    case Dtype::uint8:
+      return 1;
+    default:
+      return 2;
+  }
+}
 
 // One tile: where it starts in the box and how far it reaches.
 struct Tile {
@@ -124,6 +136,13 @@ inline Half convert(float value, const Half*) { return down_half(value); }
 inline BFloat16 convert(float value, const BFloat16*) { return down_bfloat16(value); }
 inline double convert(float value, const double*) { return static_cast<double>(value); }
 inline float convert(double value, const float*) { return static_cast<float>(value); }
+inline float convert(uint8_t value, const float*) { return static_cast<float>(value); }
+inline double convert(uint8_t value, const double*) { return static_cast<double>(value); }
+inline int32_t convert(float value, const int32_t*) { return static_cast<int32_t>(value); }
+inline int32_t convert(double value, const int32_t*) { return static_cast<int32_t>(value); }
+// In two steps, which are vector instructions.
+inline uint8_t convert(float value, const uint8_t*) { return static_cast<uint8_t>(static_cast<int32_t>(value)); }
+inline uint8_t convert(double value, const uint8_t*) { return static_cast<uint8_t>(static_cast<int32_t>(value)); }
 
 // The loop that copies a tile between two tensors, with the longer of the two innermost dimensions inside.
 struct CopyLoop {
@@ -203,6 +222,7 @@ Rows<const T> load(const View& view, const void* base, Dtype dtype, const Tile& 
     return {gather(view, own, tile, scratch), walk.length};
   }
   if (dtype == Dtype::float32) return {gather(view, static_cast<const float*>(base), tile, scratch), walk.length};
+  if (dtype == Dtype::uint8) return {gather(view, static_cast<const uint8_t*>(base), tile, scratch), walk.length};
   if constexpr (sizeof(T) == 4) {
     if (dtype == Dtype::float16) return {gather(view, static_cast<const Half*>(base), tile, scratch), walk.length};
     if (dtype == Dtype::bfloat16) return {gather(view, static_cast<const BFloat16*>(base), tile, scratch), walk.length};
@@ -223,6 +243,8 @@ void store(const View& view, void* base, Dtype dtype, const Tile& tile, const T*
   const CopyLoop loop(tile, DenseStrides(tile).stride, view.stride);
   const int64_t start = offset(view, tile);
   if (dtype == Dtype::float32) return copy(loop, scratch, static_cast<float*>(base) + start);
+  if (dtype == Dtype::uint8) return copy(loop, scratch, static_cast<uint8_t*>(base) + start);
+  if (dtype == Dtype::int32) return copy(loop, scratch, static_cast<int32_t*>(base) + start);
   if constexpr (sizeof(T) == 8) {
     return copy(loop, scratch, static_cast<double*>(base) + start);
   } else {
@@ -283,6 +305,38 @@ double sum(const T* values, int64_t count) {
   }
   if (count <= 64) return fold<16>(Lanes<16, T>(values, count).lane);
   return fold<64>(Lanes<64, T>(values, count).lane);
+}
+
+template <class T>
+void fill(T* array, T value, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) array[i] = value;
+}
+
+// The gradient of the log-determinant for each element of a tile.
+template <class T>
+void spread(const T* grad_log_det, int64_t stride, const Tile& tile, T* out) {
+  const int64_t per_row = tile.elements() / tile.size[0];
+  for (int64_t r = 0; r < tile.size[0]; ++r) {
+    fill(out + r * per_row, grad_log_det[(tile.start[0] + r) * stride], per_row);
+  }
+}
+
+// Writes the sum of each whole row of a tile.
+template <class T>
+void sum_rows(const Tile& tile, const T* terms, T* log_det) {
+  const int64_t per_row = tile.elements() / tile.size[0];
+  for (int64_t r = 0; r < tile.size[0]; ++r)
+    log_det[tile.start[0] + r] = static_cast<T>(sum(terms + r * per_row, per_row));
+}
+
+// out[i] = the sum over p of partial[i * step + p * part_step], in order.
+template <class T>
+void add_up(int64_t count, int64_t step, int64_t parts, int64_t part_step, const double* partial, T* out) {
+  for (int64_t i = 0; i < count; ++i) {
+    double total = 0;
+    for (int64_t p = 0; p < parts; ++p) total += partial[i * step + p * part_step];
+    out[i] = static_cast<T>(total);
+  }
 }
 
 }  // namespace

@@ -13,44 +13,53 @@ struct Type {
   using type = S;
 };
 
+// Calls f with the type of x.
+template <class F>
+void with_type(Dtype x, F&& f) {
+  switch (x) {
+    case Dtype::float32:
+      return f(Type<float>{});
+    case Dtype::float16:
+      return f(Type<Half>{});
+    case Dtype::bfloat16:
+      return f(Type<BFloat16>{});
+    case Dtype::float64:
+      return f(Type<double>{});
+    default:
+      throw std::invalid_argument("x is of no floating type");
+  }
+}
+
 // Calls f with the types of x and raw.
 template <class F>
 void with_types(Dtype x, Dtype raw, F&& f) {
-  const auto with_raw = [&](auto x_type) {
-    switch (raw) {
-      case Dtype::float32:
-        return f(x_type, Type<float>{});
-      case Dtype::float16:
-        return f(x_type, Type<Half>{});
-      case Dtype::bfloat16:
-        return f(x_type, Type<BFloat16>{});
-      default:
-        throw std::invalid_argument("raw in float64 goes with x in float64 only");
+  with_type(x, [&](auto x_type) {
+    constexpr bool is_double = std::is_same_v<decltype(x_type), Type<double>>;
+    if (raw == Dtype::float32) return f(x_type, Type<float>{});
+    if constexpr (is_double) {
+      if (raw == Dtype::float64) return f(x_type, x_type);
+    } else {
+      if (raw == Dtype::float16) return f(x_type, Type<Half>{});
+      if (raw == Dtype::bfloat16) return f(x_type, Type<BFloat16>{});
     }
-  };
-  switch (x) {
-    case Dtype::float32:
-      return with_raw(Type<float>{});
-    case Dtype::float16:
-      return with_raw(Type<Half>{});
-    case Dtype::bfloat16:
-      return with_raw(Type<BFloat16>{});
-    case Dtype::float64:
-      return raw == Dtype::float64 ? f(Type<double>{}, Type<double>{}) : f(Type<double>{}, Type<float>{});
-  }
+    throw std::invalid_argument(is_double ? "x in float64 takes raw in float64 or float32"
+                                          : "raw in float64 goes with x in float64 only");
+  });
 }
 
 // 16 bytes of the larger type: more would cost registers.
 template <class X, class R>
 constexpr int kNeighbours = 16 / std::max(sizeof(X), sizeof(R));
 
-// Whether n neighbours of a box can be accessed together.
+// Whether n neighbours of a box can be accessed together. A single row is asked for its stride as well, because the
+// order in which it is summed must not depend on the number of rows.
 template <class S>
 bool fits(const Tensor<S>& t, const Extent& box, int n) {
   if (t.data == nullptr) return true;
   const int64_t bytes = access_bytes(n * sizeof(S));
   bool aligned = reinterpret_cast<uintptr_t>(t.data) % bytes == 0 && t.stride[3] == 1;
-  for (int d = 0; d < 3; ++d) aligned = aligned && (box.size[d] <= 1 || t.stride[d] * int64_t{sizeof(S)} % bytes == 0);
+  for (int d = 0; d < kDims - 1; ++d)
+    aligned = aligned && ((d > 0 && box.size[d] <= 1) || t.stride[d] * int64_t{sizeof(S)} % bytes == 0);
   return aligned;
 }
 

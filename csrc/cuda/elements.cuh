@@ -41,7 +41,7 @@ struct Neighbours {
   // Of a mask, a byte for each element; it may be the same along a run.
   FK_INLINE uint64_t load_mask(const Tensor<const uint8_t>& t) const {
     const uint8_t* const from = locate(t, segment, row, at, t.stride[3]);
-    return t.stride[3] == 0 ? cuda::load(from) * 0x0101010101010101u : load_bytes<n>(from);
+    return t.stride[3] == 0 ? cuda::load(from) * 0x0101010101010101u : load_pack<uint8_t, n>(from).word[0];
   }
 
   // The `pair`-th two of a tensor with any strides, small enough to stay in the cache.
@@ -73,7 +73,7 @@ struct Scattered {
 
   template <class S>
   FK_INLINE Pack<S, 2> load(const Tensor<const S>& t) const {
-    Pack<S, 2> values;
+    Pack<S, 2> values{};
     values.put(load_pair(t, 0));
     return values;
   }
@@ -85,10 +85,7 @@ struct Scattered {
     if (has_second) cuda::store(locate(t, segment, row, at[1], t.stride[3]), pair.value[1]);
   }
 
-  FK_INLINE uint64_t load_mask(const Tensor<const uint8_t>& t) const {
-    const Pair<uint8_t> pair = load_pair(t, 0);
-    return pair.value[0] | pair.value[1] << 8;
-  }
+  FK_INLINE uint64_t load_mask(const Tensor<const uint8_t>& t) const { return load(t).word[0]; }
 
   template <class S>
   FK_INLINE Pair<S> load_pair(const Tensor<const S>& t, int) const {

@@ -124,11 +124,27 @@ struct Pack {
   FK_INLINE void put(const Pair<S>& pair) { std::memcpy(word + words - step, &pair, sizeof(pair)); }
 };
 
+// Of up to 8 bytes, the first in the lowest bits.
+template <int n>
+struct Pack<uint8_t, n> {
+  uint64_t word[1];
+
+  FK_INLINE Pair<uint8_t> take() {
+    const Pair<uint8_t> pair{{static_cast<uint8_t>(word[0]), static_cast<uint8_t>(word[0] >> 8)}};
+    word[0] >>= 16;
+    return pair;
+  }
+
+  FK_INLINE void put(const Pair<uint8_t>& pair) {
+    word[0] |= static_cast<uint64_t>(pair.value[0] | pair.value[1] << 8) << (8 * n - 16);
+  }
+};
+
 // The first of the n values lies at a multiple of their size in bytes, or of 16.
 template <class S, int n>
 FK_INLINE Pack<S, n> load_pack(const S* from) {
   constexpr int bytes = access_bytes(n * sizeof(S)), count = n * sizeof(S) / bytes;
-  Pack<S, n> pack;
+  Pack<S, n> pack{};
 #pragma unroll
   for (int i = 0; i < count; ++i) {
     const auto word = read<Word<bytes>>(reinterpret_cast<const char*>(from) + i * bytes);
@@ -146,15 +162,6 @@ FK_INLINE void store_pack(S* to, const Pack<S, n>& pack) {
     std::memcpy(&word, pack.word + i * bytes / 4, bytes);
     write(reinterpret_cast<char*>(to) + i * bytes, word);
   }
-}
-
-// n bytes, the first in the lowest bits.
-template <int n>
-FK_INLINE uint64_t load_bytes(const uint8_t* from) {
-  const auto word = read<Word<n>>(from);
-  uint64_t bits = 0;
-  std::memcpy(&bits, &word, n);
-  return bits;
 }
 
 }  // namespace flowkernels::cuda

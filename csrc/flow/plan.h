@@ -6,7 +6,7 @@
 
 namespace flowkernels {
 
-enum class Dtype : int32_t { float32 = 0, float64 = 1, float16 = 2, bfloat16 = 3 };
+enum class Dtype : int32_t { float32 = 0, float64 = 1, float16 = 2, bfloat16 = 3, uint8 = 4, int32 = 5 };
 
 constexpr int kDims = 4;  // the batch row, then up to three event dimensions, outermost first
 

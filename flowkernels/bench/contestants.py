@@ -34,11 +34,10 @@ class Contestant:
     on_torch: bool = True
 
 
-def cotangents(problem: Problem) -> tuple[Tensor, Tensor]:
-    """Fixed gradients of value and log_det."""
-    random = torch.Generator().manual_seed(1)
-    x = problem.inputs[0]
-    return tuple(torch.randn(s, generator=random).to(x.device) for s in (x.shape, x.shape[:1]))
+def cotangents(problem: Problem) -> tuple[Tensor, ...]:
+    """Fixed gradients of the outputs."""
+    random, device = torch.Generator().manual_seed(1), problem.inputs[0].device
+    return tuple(torch.randn(shape, generator=random).to(device) for shape in problem.output_shapes)
 
 
 def of_torch(name: str, function: Callable, problem: Problem, mode: str, counted: bool) -> Contestant:

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 BOUND = 2.0
 SOFTCLIP_BOUND = -math.log(1e-3)
+ALPHA = 1e-5
 
 Pair = tuple[Tensor, Tensor]
 
@@ -171,3 +172,71 @@ def inverse_radial(y: Tensor, center: Tensor, alpha: Tensor, beta: Tensor) -> Pa
         y = z_k + v / (1 + h[:, None])
         total = total - (y.shape[1] - 1) * torch.log(1 + h) - torch.log(1 + h - shrink * r / (a_k + r) ** 2)
     return y, total
+
+
+def dequantize(x: Tensor, noise: Tensor) -> Pair:
+    """As in the UvA tutorials."""
+    q = (x.to(noise.dtype) + noise) / 256
+    q = q * (1 - ALPHA) + 0.5 * ALPHA
+    count = math.prod(x.shape[1:])
+    log_det = count * (math.log(1 - ALPHA) - math.log(256)) + (-torch.log(q) - torch.log(1 - q)).flatten(1).sum(1)
+    return torch.log(q) - torch.log(1 - q), log_det
+
+
+def split(x: Tensor) -> Pair:
+    kept, out = x.chunk(2, dim=1)
+    prior = torch.distributions.Normal(0.0, 1.0, validate_args=False)
+    return kept, prior.log_prob(out).flatten(1).sum(1)
+
+
+def split_learned(x: Tensor, mean: Tensor, log_std: Tensor) -> Pair:
+    """As in the Glow of rosinality."""
+    kept, out = x.chunk(2, dim=1)
+    log_prob = -0.5 * math.log(2 * math.pi) - log_std - 0.5 * (out - mean) ** 2 / torch.exp(2 * log_std)
+    return kept, log_prob.flatten(1).sum(1)
+
+
+def squeeze(x: Tensor) -> tuple[Tensor]:
+    rows, channels, height, width = x.shape
+    blocks = x.view(rows, channels, height // 2, 2, width // 2, 2).permute(0, 1, 3, 5, 2, 4)
+    return (blocks.reshape(rows, 4 * channels, height // 2, width // 2),)
+
+
+def actnorm(x: Tensor, log_scale: Tensor, shift: Tensor) -> Pair:
+    log_det = x[0, 0].numel() * log_scale.sum()
+    return x * log_scale[:, None, None].exp() + shift[:, None, None], log_det.expand(x.shape[0])
+
+
+def inverse_actnorm(y: Tensor, log_scale: Tensor, shift: Tensor) -> Pair:
+    log_det = y[0, 0].numel() * log_scale.sum()
+    return (y - shift[:, None, None]) * (-log_scale[:, None, None]).exp(), -log_det.expand(y.shape[0])
+
+
+def actnorm_conv1x1(x: Tensor, log_scale: Tensor, shift: Tensor, weight: Tensor) -> Pair:
+    y, log_det = actnorm(x, log_scale, shift)
+    log_det = log_det + x[0, 0].numel() * torch.linalg.slogdet(weight)[1]
+    return F.conv2d(y, weight[:, :, None, None]), log_det
+
+
+def glow_step(
+    x: Tensor,
+    log_scale: Tensor,
+    shift: Tensor,
+    weight: Tensor,
+    first: Tensor,
+    first_bias: Tensor,
+    second: Tensor,
+    second_bias: Tensor,
+    third: Tensor,
+    third_bias: Tensor,
+) -> tuple[Tensor]:
+    """The log-density of one step of Glow: normalisation, 1x1 convolution and coupling, as the Glow ports have them."""
+    y, log_det = actnorm_conv1x1(x, log_scale, shift, weight)
+    kept, rest = y.chunk(2, dim=1)
+    h = F.relu(F.conv2d(kept, first, first_bias, padding=1))
+    h = F.relu(F.conv2d(h, second, second_bias))
+    s, t = F.conv2d(h, third, third_bias, padding=1).chunk(2, dim=1)
+    scale = torch.sigmoid(s + 2)
+    z = torch.cat((kept, (rest + t) * scale), dim=1)
+    log_prob = -0.5 * z.square() - 0.5 * math.log(2 * math.pi)
+    return (log_prob.flatten(1).sum(1) + log_det + scale.log().flatten(1).sum(1),)

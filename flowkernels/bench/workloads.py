@@ -20,12 +20,12 @@ EAGER, COMPILE, OURS = "eager", "compile", "ours"  # the implementations that ar
 
 
 class Pair(NamedTuple):
-    """A map and its inverse, where there is one, each from the inputs of a problem to (value, log_det)."""
+    """A map and its inverse, where there is one, each from the inputs of a problem to its outputs: (value, log_det)."""
 
-    forward: Callable[..., tuple[Tensor, Tensor]]
-    inverse: Callable[..., tuple[Tensor, Tensor]] | None
+    forward: Callable[..., tuple[Tensor, ...]]
+    inverse: Callable[..., tuple[Tensor, ...]] | None
 
-    def of(self, mode: str) -> Callable[..., tuple[Tensor, Tensor]]:
+    def of(self, mode: str) -> Callable[..., tuple[Tensor, ...]]:
         """The function that a mode calls."""
         function = self.inverse if mode == INVERSE else self.forward
         if function is None:
@@ -43,9 +43,10 @@ class Problem:
         ours: the fused operation.
         peers: per library, what loads it and makes its own layer; ImportError where it is not installed.
         cost: of ours, per mode.
-        terms: for value, log_det and the gradient of each input, how many roundings may add up in an element.
+        terms: for the outputs and the gradient of each input, how many roundings may add up in an element.
         steps: by name, what makes a training step of an implementation, given whether Adam is to be the fused one. A
             step returns its loss; ImportError where a library is not installed.
+        outputs: shapes of what the functions return, where they are not that of the first input and (B,).
     """
 
     inputs: tuple[Tensor, ...]
@@ -55,6 +56,13 @@ class Problem:
     cost: Callable[[str], Cost]
     terms: tuple[int, ...]
     steps: Mapping[str, Callable[[bool], Callable[[], object]]] = dataclasses.field(default_factory=dict)
+    outputs: tuple[torch.Size, ...] = ()
+
+    @property
+    def output_shapes(self) -> tuple[torch.Size, ...]:
+        """Of what the functions return."""
+        shape = self.inputs[0].shape
+        return self.outputs or (shape, shape[:1])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,9 +108,10 @@ class Workload:
 @functools.cache
 def registry() -> tuple[Workload, ...]:
     """Every workload of every op."""
-    from . import affine_coupling, stacks
+    from . import affine_coupling, images, models, stacks
 
-    return (*affine_coupling.workloads(), *stacks.workloads(stacks.PLANAR), *stacks.workloads(stacks.RADIAL))
+    of_stacks = (*stacks.workloads(stacks.PLANAR), *stacks.workloads(stacks.RADIAL))
+    return (*affine_coupling.workloads(), *of_stacks, *images.workloads(), *models.workloads())
 
 
 def ops() -> list[str]:
@@ -116,9 +125,9 @@ def targets() -> dict[tuple[str, str, str], tuple[float, float]]:
     Both are geometric means over the workloads that are marked as targets. What is promised of single workloads is
     with them.
     """
-    from . import affine_coupling
+    from . import affine_coupling, images
 
-    return affine_coupling.TARGETS
+    return {**affine_coupling.TARGETS, **images.TARGETS}
 
 
 def select(op: str | None = None, level: int = DEFAULT, scaling: bool = False) -> list[Workload]:

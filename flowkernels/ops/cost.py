@@ -6,6 +6,10 @@ import dataclasses
 
 from torch import Tensor
 
+# As in the kernels: a row that exceeds the first is cut into chunks of the second, whose sums a second launch adds.
+LONGEST_ROW = 16384
+CHUNK = 8192
+
 
 @dataclasses.dataclass(frozen=True)
 class Cost:

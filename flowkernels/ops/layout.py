@@ -14,6 +14,16 @@ class TooManyDimensions(Exception):
     """The strides do not fit the dimensions that native plans have; contiguous inputs always do."""
 
 
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """What an op on x of this dtype computes and sums in: float64 for float64, else float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def sum_rows(t: Tensor) -> Tensor:
+    """The sum over each row of a batch."""
+    return t.unsqueeze(-1).flatten(1).sum(1)
+
+
 def memory_format(x: Tensor) -> torch.memory_format:
     """channels_last where x is channels_last and not contiguous, else contiguous."""
     if x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last):
@@ -32,8 +42,7 @@ def allocate_like(x: Tensor) -> Tensor:
 
 def allocate_log_det(x: Tensor) -> Tensor:
     """An uninitialised log-determinant for a batch x."""
-    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    return torch.empty(x.shape[0], dtype=dtype, device=x.device)
+    return torch.empty(x.shape[0], dtype=accumulation_dtype(x.dtype), device=x.device)
 
 
 def coalesce(sizes: Sequence[int], strides: Sequence[Sequence[int]], order: int) -> tuple[list[int], list[list[int]]]:

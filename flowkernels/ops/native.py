@@ -1,7 +1,8 @@
-"""Calling the compiled modules, which take addresses: the CPU module, the CUDA one and the emulated one alike."""
+"""The modules of backends and how they are called: compiled ones take addresses, Triton ones tensors."""
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -32,6 +33,9 @@ def _launch_on_cpu(plan: Any, device: torch.device, *tensors: Tensor | None) -> 
     plan(*[0 if t is None else t.data_ptr() for t in tensors], 0, 0, 0)  # without a call for each
 
 
-def launcher(number: int) -> tuple[ModuleType, Launch]:
-    """The compiled module of backend `number`, and how its plans are launched."""
+def launcher(number: int, package: str) -> tuple[ModuleType, Launch]:
+    """The module of backend `number` for the op in a package, and how its plans are launched."""
+    if number == backends.TRITON:
+        triton = importlib.import_module(f"{package}.triton")
+        return triton, importlib.import_module("flowkernels.ops.triton_launch").launch
     return backends.native_module(number), _launch_on_cpu if number == backends.CPU else _launch

@@ -3,12 +3,13 @@
 Every op is a package of plain functions that an `Operator` ties together:
 
     check.check(*tensors, *options)                raises TypeError or ValueError
-    reference.forward(*tensors, *options)          -> (y, log_det)
+    reference.forward(*tensors, *options)          -> the outputs; one alone is no tuple
     reference.saved(tensors, outputs, options)     -> what backward reads; item i has the shape and dtype of tensor i
     reference.backward(*grads, *saved, *options)   -> one gradient per tensor
-    native.forward(number, *tensors, *options)     as the reference's, by a compiled module
-    native.backward(number, *grads, *saved, *options, wanted)
-    triton.forward, triton.backward                likewise, without the number; imported when first used
+    plan.forward(module, launch, *tensors, *options)
+    plan.backward(module, launch, *grads, *saved, *options, wanted)
+                                                   as the reference's; `module` is a compiled module, or triton.py
+                                                   with classes of the same names, and `launch` runs what they make
 
 Gradients of outputs may be None. `wanted` says which tensors need a gradient; for the others a backend may return None.
 """
@@ -27,8 +28,7 @@ from .. import backends
 from .._compat import batched, inside_transform, plain_eager, tracing_inside_transform
 from . import registration
 from .layout import allocate_like, allocate_log_det
-
-OUTPUTS = 2  # y and log_det
+from .native import launcher
 
 
 class Operator:
@@ -39,24 +39,32 @@ class Operator:
         tensors: names of the tensor arguments, the first of them shaped like the output; those that may be None end
             in ``?``.
         options: the other arguments as a schema has them, such as ``"bool inverse"``.
+        outputs: names of the outputs: the last has one number per row, one before it the shape of the first tensor.
     """
 
-    def __init__(self, package: str, tensors: tuple[str, ...], options: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        package: str,
+        tensors: tuple[str, ...],
+        options: tuple[str, ...],
+        outputs: tuple[str, ...] = ("y", "log_det"),
+    ) -> None:
         self._package = package
         self._check = self._module("check").check
         self._reference = self._module("reference")
-        self._native = self._module("native")
-        self._count = len(tensors)
+        self._plan = self._module("plan")
+        self._count, self._outputs = len(tensors), len(outputs)
         name = package.rpartition(".")[2]
         plain = ", ".join((*options, "int backend"))
         inputs = ", ".join(f"Tensor? {t[:-1]}" if t.endswith("?") else f"Tensor {t}" for t in tensors)
-        results = ", ".join("Tensor" for _ in tensors)
+        grads = ", ".join(f"Tensor? grad_{o}" for o in outputs)
+        results, gradients = (", ".join("Tensor" for _ in names) for names in (outputs, tensors))
         registration.define(
-            name, f"({inputs}, {plain}) -> (Tensor, Tensor)", self._forward_implementation, self._fake_forward
+            name, f"({inputs}, {plain}) -> ({results})", self._forward_implementation, self._fake_forward
         )
         registration.define(
             name + "_backward",
-            f"(Tensor? grad_y, Tensor? grad_log_det, {inputs}, bool[{len(tensors)}] wanted, {plain}) -> ({results})",
+            f"({grads}, {inputs}, bool[{len(tensors)}] wanted, {plain}) -> ({gradients})",
             self._backward_implementation,
             self._fake_backward,
         )
@@ -74,7 +82,7 @@ class Operator:
         """What `encode` was given."""
         return options
 
-    def __call__(self, *arguments: Any) -> tuple[Tensor, Tensor]:
+    def __call__(self, *arguments: Any) -> Any:
         """The op by the backend in force, differentiable any number of times."""
         tensors, options = arguments[: self._count], arguments[self._count :]
         request = backends.requested()
@@ -95,26 +103,26 @@ class Operator:
     def _module(self, name: str) -> ModuleType:
         return importlib.import_module(f"{self._package}.{name}")
 
-    def _forward_on(self, number: int, tensors: Sequence[Any], options: tuple) -> tuple[Tensor, Tensor]:
+    def _empty_outputs(self, like: Tensor) -> Any:
+        log_det = allocate_log_det(like)
+        return (allocate_like(like), log_det) if self._outputs == 2 else log_det
+
+    def _forward_on(self, number: int, tensors: Sequence[Any], options: tuple) -> Any:
         if number == backends.REFERENCE:
             self._check(*tensors, *options)
-            y, log_det = self._reference.forward(*tensors, *options)
-            return allocate_like(tensors[0]).copy_(y), log_det
-        if number == backends.TRITON:
-            return self._module("triton").forward(*tensors, *options)
-        return self._native.forward(number, *tensors, *options)
+            found = self._reference.forward(*tensors, *options)
+            return (allocate_like(tensors[0]).copy_(found[0]), found[1]) if self._outputs == 2 else found
+        return self._plan.forward(*launcher(number, self._package), *tensors, *options)
 
     def _backward_on(self, number: int, grads: tuple, saved: tuple, options: tuple, wanted: tuple) -> tuple:
         if number == backends.REFERENCE:
             found = self._reference.backward(*grads, *saved, *options)
             return tuple(allocate_like(s).copy_(g) if w else None for g, s, w in zip(found, saved, wanted))
-        if number == backends.TRITON:
-            return self._module("triton").backward(*grads, *saved, *options, wanted)
-        return self._native.backward(number, *grads, *saved, *options, wanted)
+        return self._plan.backward(*launcher(number, self._package), *grads, *saved, *options, wanted)
 
     def _gradients(self, grads: tuple, saved: tuple, options: tuple, wanted: tuple, number: int) -> tuple:
         """The gradients of the tensors, by the shortest way that is right."""
-        if grads[0] is None and grads[1] is None:
+        if grads[0] is grads[-1] is None:
             return (None,) * self._count
         if not torch.compiler.is_compiling():
             if batched(*grads):  # which have no memory that a kernel could read
@@ -131,13 +139,13 @@ class Operator:
     def _fake_forward(self, *arguments):
         tensors, options = arguments[: self._count], self.decode(arguments[self._count : -1])
         self._check(*tensors, *options)
-        return allocate_like(tensors[0]), allocate_log_det(tensors[0])
+        return self._empty_outputs(tensors[0])
 
     def _split(self, arguments):
         """The arguments of the backward operator: grads, saved, wanted, options, request."""
-        saved = OUTPUTS + self._count
+        grads, saved = self._outputs, self._outputs + self._count
         *rest, request = arguments[saved + 1 :]
-        return arguments[:OUTPUTS], arguments[OUTPUTS:saved], tuple(arguments[saved]), self.decode(tuple(rest)), request
+        return arguments[:grads], arguments[grads:saved], tuple(arguments[saved]), self.decode(tuple(rest)), request
 
     def _backward_implementation(self, *arguments):
         grads, saved, wanted, options, request = self._split(arguments)
@@ -170,7 +178,7 @@ class Operator:
         def formula(*tensors):
             return self._reference.backward(*tensors, *ctx.options)
 
-        needs = ctx.needs_input_grad[: OUTPUTS + self._count]
+        needs = ctx.needs_input_grad[: self._outputs + self._count]
         found = registration.differentiate(formula, ctx.saved_tensors, needs, grads)
         return *found, *(None,) * (len(ctx.options) + 2)
 

@@ -14,17 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .layout import allocate_like, allocate_log_det
+from .layout import accumulation_dtype, allocate_like, allocate_log_det
 from .native import DTYPES, Launch
+from .plans import plans, remember
 
 X_DTYPES = tuple(DTYPES)
-_MAX_PLANS = 4096
-_plans: dict[tuple, Any] = {}
-
-
-def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
-    """What a stack computes in and has its parameters in: float64 for float64, else float32."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def softplus(s: Tensor) -> Tensor:
@@ -84,15 +78,10 @@ def _common(x: Tensor, parameters: tuple[Tensor, ...], options: dict[str, Any]) 
     }
 
 
-def _remember(
-    key: tuple, parameters: tuple[Tensor, ...], make: Callable[[tuple[Tensor, ...]], Any]
-) -> tuple[Any, bool]:
+def _made(key: tuple, parameters: tuple[Tensor, ...], make: Callable[[tuple[Tensor, ...]], Any]) -> tuple[Any, bool]:
     """The plan that `make` makes, and whether parameters have to be copied for it."""
     copied = any(map(_in_pieces, parameters))
-    if len(_plans) >= _MAX_PLANS:
-        _plans.clear()
-    found = _plans[key] = make(_copies(parameters) if copied else parameters), copied
-    return found
+    return remember(key, (make(_copies(parameters) if copied else parameters), copied))
 
 
 def _copies(parameters: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -116,11 +105,11 @@ def forward(
         first.dtype, first.device, second.shape, second.stride(), second.dtype, second.device, third.shape,
         third.stride(), third.dtype, third.device,
     )  # fmt: skip
-    plan, copied = _plans.get(key) or (None, False)
+    plan, copied = plans.get(key) or (None, False)
     if plan is None:
         check(x, *parameters, **options)
         make = functools.partial(_forward_plan, getattr(module, name + "Forward"), x, options)
-        plan, copied = _remember(key, parameters, make)
+        plan, copied = _made(key, parameters, make)
     if copied:
         first, second, third = _copies(parameters)
     y, log_det = allocate_like(x), allocate_log_det(x)
@@ -150,11 +139,11 @@ def backward(
         grad_log_det is not None and grad_log_det.stride(), saved.shape, saved.stride(), saved.dtype, saved.device,
         first.shape, first.stride(), second.shape, second.stride(), third.stride(),
     )  # fmt: skip
-    plan, copied = _plans.get(key) or (None, False)
+    plan, copied = plans.get(key) or (None, False)
     if plan is None:
         given = (grad_y, grad_log_det, saved, options, wanted)
         make = functools.partial(_backward_plan, getattr(module, name + "Backward"), *given)
-        plan, copied = _remember(key, parameters, make)
+        plan, copied = _made(key, parameters, make)
     if copied:
         first, second, third = _copies(parameters)
     grad_x = allocate_like(saved) if wanted[0] else None

@@ -11,7 +11,7 @@ import math
 from torch import Tensor
 
 from .cost import Cost, distinct_bytes
-from .stack import accumulation_dtype
+from .layout import accumulation_dtype
 
 # As in csrc/cuda/stack.cuh and stack_launch.cuh.
 THREADS = 256

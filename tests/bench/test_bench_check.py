@@ -11,7 +11,7 @@ import torch
 from flowkernels import backends
 from flowkernels.check import case, command
 from flowkernels.cli import main
-from flowkernels.ops.affine_coupling import native, reference
+from flowkernels.ops.affine_coupling import plan, reference
 from flowkernels.tolerances import error, tolerance
 
 FEW = ("exp", "additive", "tanh shift first, inverse", "learned bound, picture, half kept", "no rows")
@@ -46,12 +46,12 @@ def test_everything_is_right(few, tmp_path, capsys):
 def test_a_wrong_kernel_is_reported(few, monkeypatch, capsys):
     if backends.problem(backends.CPU, "cpu"):
         pytest.skip("the CPU module is not built")
-    run = native.backward
+    run = plan.backward
 
-    def drops_log_det(module, grad_y, grad_log_det, *rest):
-        return run(module, grad_y, None, *rest)
+    def drops_log_det(module, launch, grad_y, grad_log_det, *rest):
+        return run(module, launch, grad_y, None, *rest)
 
-    monkeypatch.setattr(native, "backward", drops_log_det)
+    monkeypatch.setattr(plan, "backward", drops_log_det)
     with monkeypatch.context() as patch:
         patch.setenv("FLOWKERNELS_BACKEND", "auto")
         assert main(["check"]) == 1

@@ -101,18 +101,18 @@ def test_a_wrong_operation_is_reported_and_not_timed(fault, modes, monkeypatch, 
 
 def test_a_wrong_backend_is_reported(monkeypatch, capsys):
     from flowkernels import backends
-    from flowkernels.ops.affine_coupling import native
+    from flowkernels.ops.affine_coupling import plan
 
     if backends.problem(backends.CPU, "cpu"):
         pytest.skip("the CPU module is not built")
-    run = native.forward
+    run = plan.forward
 
-    def off_by_one(module, x, *rest):
-        y, log_det = run(module, x, *rest)
+    def off_by_one(module, launch, x, *rest):
+        y, log_det = run(module, launch, x, *rest)
         y[-1, -1] = x[-1, -1]
         return y, log_det
 
-    monkeypatch.setattr(native, "forward", off_by_one)
+    monkeypatch.setattr(plan, "forward", off_by_one)
     assert main(["bench", "--quick"]) == 1
     assert "WRONG: 64x2 exp, forward, ours: its error is" in capsys.readouterr().out
 

@@ -10,22 +10,25 @@ the committed table anew:
 from __future__ import annotations
 
 import collections
+import importlib
 import json
 import pathlib
 import re
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
 
 import flowkernels as fk
+from flowkernels import backends
+from flowkernels.ops import triton_box
 from flowkernels.ops.affine_coupling import reference
-from flowkernels.ops.affine_coupling import triton as affine
-from flowkernels.ops.planar import triton as planar
-from flowkernels.ops.radial import triton as radial
+from flowkernels.ops.native import launcher
+from flowkernels.ops.planar.triton import PlanarBackward
 from flowkernels.ops.triton_launch import Kernel
 
 TARGETS = {
@@ -70,6 +73,13 @@ class Driver:
         return 0
 
 
+def run(op: str, direction: str, *arguments: object) -> Any:
+    """What an op's plan.py does in one direction, by the Triton backend."""
+    package = f"flowkernels.ops.{op}"
+    function = getattr(importlib.import_module(f"{package}.plan"), direction)
+    return function(*launcher(backends.TRITON, package), *arguments)
+
+
 def call(
     form: fk.AffineForm,
     shape: tuple[int, ...] = (64, 64),
@@ -87,10 +97,10 @@ def call(
     raw = stride(torch.zeros((shape[0], channels * (1 if form.scale == "additive" else 2), *shape[2:]), dtype=dtype))
     kept = torch.zeros(shape[1:], dtype=torch.bool) if mask else None
     bound = torch.ones(channels) if learned else None
-    y, log_det = affine.forward(x, raw, None, kept, bound, form, passive, False)
+    y, log_det = run("affine_coupling", "forward", x, raw, None, kept, bound, form, passive, False)
     saved = y if reference.saves_output(form, False) else x
     wanted = (True, True, False, False, learned)
-    affine.backward(x, log_det, saved, raw, None, kept, bound, form, passive, False, wanted)
+    run("affine_coupling", "backward", x, log_det, saved, raw, None, kept, bound, form, passive, False, wanted)
 
 
 def call_stack(
@@ -108,11 +118,38 @@ def call_stack(
     layers = (shape[0], depth) if per_example else (depth,)
     made = {"dtype": torch.float64 if dtype == torch.float64 else torch.float32}
     vector, number = torch.zeros(*layers, shape[1], **made), torch.zeros(layers, **made)
-    module = planar if op == "planar" else radial
     parameters = (vector, vector, number) if op == "planar" else (vector, number, number)
     options = (activation, 0.2, inverse) if op == "planar" else (inverse,)
-    _, log_det = module.forward(x, *parameters, *options)
-    module.backward(x, log_det, x, *parameters, *options, (True,) * 4)
+    _, log_det = run(op, "forward", x, *parameters, *options)
+    run(op, "backward", x, log_det, x, *parameters, *options, (True,) * 4)
+
+
+def call_dequantize(
+    shape: tuple[int, ...] = (64, 64),
+    dtype: torch.dtype = torch.float32,
+    x_dtype: torch.dtype = torch.uint8,
+    levels: int = 256,
+    stride: Callable[[torch.Tensor], torch.Tensor] = lambda t: t,
+) -> None:
+    """Forward, backward with both gradients, and back again."""
+    noise, x = stride(torch.zeros(shape, dtype=dtype)), stride(torch.zeros(shape, dtype=x_dtype))
+    _, log_det = run("dequantize", "forward", noise, x, levels, 1e-5)
+    run("dequantize", "backward", noise, log_det, noise, None, levels, 1e-5, (True, False))
+    run("dequantize", "quantize", noise, levels, 1e-5)
+
+
+def call_split(
+    shape: tuple[int, ...] = (64, 64),
+    dtype: torch.dtype = torch.float32,
+    given: bool = True,
+    given_dtype: torch.dtype | None = None,
+    stride: Callable[[torch.Tensor], torch.Tensor] = lambda t: t,
+) -> None:
+    """Forward and backward of the scored half of the channels, with every gradient."""
+    value = stride(torch.zeros(shape, dtype=dtype)).chunk(2, 1)[1]
+    pair = stride(torch.zeros(shape, dtype=given_dtype or dtype)).chunk(2, 1) if given else (None, None)
+    log_prob = run("split", "forward", value, *pair)
+    run("split", "backward", log_prob, value, *pair, (True,) * 3)
 
 
 def misaligned(tensor: torch.Tensor) -> torch.Tensor:
@@ -169,6 +206,39 @@ def stack_cases() -> Iterator[tuple[str, tuple[str, ...], dict[str, object]]]:
     yield "planar inverse, leaky_relu", hopper, {"op": "planar", "activation": "leaky_relu", "inverse": True}
 
 
+def elementwise_cases() -> Iterator[tuple[Callable[..., None], tuple[str, tuple[str, ...], dict[str, object]]]]:
+    """(function, (name, targets, its arguments))."""
+    everywhere, hopper = tuple(TARGETS), ("sm_90",)
+    image = (8, 3, 32, 32)
+    for case in (
+        ("dequantize", everywhere, {}),
+        ("dequantize image", hopper, {"shape": image}),
+        ("dequantize image, channels_last", hopper, {"shape": image, "stride": channels_last}),
+        ("dequantize image, bfloat16", everywhere, {"shape": image, "dtype": torch.bfloat16}),
+        ("dequantize float64", hopper, {"dtype": torch.float64}),
+        ("dequantize many levels", hopper, {"x_dtype": torch.float32, "levels": 65536}),
+        ("dequantize one program a row", hopper, {"shape": (8, 12288)}),
+        ("dequantize chunks", hopper, {"shape": (4, 65536)}),
+        ("dequantize transposed", hopper, {"stride": transposed}),
+        ("dequantize misaligned", hopper, {"stride": misaligned}),
+    ):
+        yield call_dequantize, case
+    for case in (
+        ("split", everywhere, {}),
+        ("split standard", everywhere, {"given": False}),
+        ("split image", hopper, {"shape": (8, 12, 16, 16)}),
+        ("split image, channels_last", hopper, {"shape": (8, 16, 16, 16), "stride": channels_last}),
+        ("split bfloat16", everywhere, {"dtype": torch.bfloat16}),
+        ("split bfloat16 beside float32", hopper, {"dtype": torch.bfloat16, "given_dtype": torch.float32}),
+        ("split float64", hopper, {"dtype": torch.float64}),
+        ("split two features", hopper, {"shape": (4096, 4)}),
+        ("split one program a row", hopper, {"shape": (8, 24576)}),
+        ("split chunks", hopper, {"shape": (4, 131072)}),
+        ("split misaligned", hopper, {"stride": misaligned}),
+    ):
+        yield call_split, case
+
+
 def disassemble(cubin: bytes) -> tuple[dict[str, int], list[str], int]:
     """Resource usage of a cubin, the opcodes of its kernel, and how many come before what odd divisors alone reach."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
@@ -220,7 +290,7 @@ def row(kernel: Kernel, compiled: object, target: str) -> dict[str, object]:
         return amd_row(compiled)
     if kernel.kernel.__name__.startswith(("planar", "radial")):
         return nvidia_row(compiled, None)
-    constants = next((a for a in kernel.arguments if isinstance(a, affine.Constants)), None)
+    constants = next((a for a in kernel.arguments if hasattr(a, "tile")), None)
     if constants is None:
         elements = kernel.arguments[-1] * kernel.arguments[-2]
     else:
@@ -236,12 +306,12 @@ def machine_code() -> dict[str, object]:
     Kernel.__call__ = lambda kernel, device, *t: compiled.append((kernel, kernel.run(*t, warmup=True)))
     table = {}
     calls = [(call, case) for case in cases()] + [(call_stack, case) for case in stack_cases()]
-    for run, (name, targets, arguments) in calls:
+    for function, (name, targets, arguments) in [*calls, *elementwise_cases()]:
         for target in targets:
             driver.target = target
-            run(**arguments)
+            function(**arguments)
             for kernel, binary in compiled:
-                short = re.sub("^(affine_coupling|planar|radial)_|_kernel$", "", kernel.kernel.__name__)
+                short = re.sub("^(affine_coupling|planar|radial|dequantize|split)_|_kernel$", "", binary.name)
                 table[f"{name} | {short} | {target}"] = row(kernel, binary, target)
             compiled.clear()
     return table
@@ -252,7 +322,7 @@ def grids() -> dict[str, object]:
     table = {}
     for rows, features in ((64, 2), (10**7, 2), (4096, 64), (1024, 784), (64, 12288), (4, 10**6)):
         for direction in ("forward", "backward"):
-            tile = affine.tile(features // 2, features // 2, 4, direction == "forward")
+            tile = triton_box.tile(features // 2, features // 2, 4, direction == "forward")
             programs = -(-rows // tile.rows) * tile.chunks
             per_thread = 4 * tile.rows * tile.columns // (32 * tile.warps)
             table[f"{rows} x {features} | {direction}"] = {
@@ -265,7 +335,7 @@ def stack_grids() -> dict[str, object]:
     """How batches are cut for planar stacks in float32."""
     table = {}
     for rows, features, depth in ((64, 2, 32), (10**7, 2, 32), (128, 40, 80), (4096, 64, 256), (64, 4096, 256)):
-        plan = planar.PlanarBackward(
+        plan = PlanarBackward(
             x_dtype=0, rows=rows, features=features, depth=depth, per_example=False, parameter_strides=[0, 0, 0],
             activation="tanh", negative_slope=0.2, inverse=False, saved_strides=[features, 1],
             grad_y_strides=[features, 1], grad_log_det_stride=1, of_parameters=True,

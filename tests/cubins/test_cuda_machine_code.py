@@ -39,7 +39,8 @@ def test_all_architectures_have_all_kernels(built):
     assert len(names) == 1
     affine = 2 * 2 * 11 + 2  # directions, accesses, pairs of dtypes; and the sums of rows
     stacks = 2 * 2 * 2 * 4 + 2 * 4 + 2 * 2  # ops, directions, dtypes, features of a thread; tables; ends
-    assert len(names.pop()) == affine + stacks
+    elementwise = 2 * (4 * 2 + 4 + 4 * 2 + 2 * 11)  # accesses; pairs of dtypes of dequantization's kernels, of split's
+    assert len(names.pop()) == affine + stacks + elementwise
 
 
 def test_nothing_spills(built):
@@ -53,17 +54,43 @@ def test_double_precision_stays_in_double_kernels(built):
         assert (row["double"] > 0) == ("double" in name), (arch, name)
 
 
+SIZES = {"float": 4, "double": 8, "Half": 2, "BFloat16": 2, "unsigned char": 1, "int": 4}
+
+
+def kernels_by_types(built, family):
+    """Those that take neighbours: architecture, name without the family, sizes of both types, row."""
+    types = "|".join(SIZES)
+    for arch, name, row in rows(built):
+        if found := re.fullmatch(rf"{family} (\w+) ({types}) ({types}) Neighbours \d", name):
+            yield arch, found[1], SIZES[found[2]], SIZES[found[3]], row
+
+
 def test_accesses_are_as_wide_as_the_layout_allows(built):
     """Those of the larger type have 128 bits; of two different types the other's have 64. One more is of the copy."""
     of_x_and_raw = {"forward": ((1, 2), (1, 0)), "backward": ((2, 1), (1, 2))}  # loads, stores
-    sizes = {"float": 4, "double": 8, "Half": 2, "BFloat16": 2}
-    for arch, name, row in rows(built):
-        if "Neighbours" not in name:
-            continue
-        _, direction, x, raw, _, _ = name.split()
+    for arch, direction, x, raw, row in kernels_by_types(built, "affine"):
         for access, (of_x, of_raw) in zip(("loads", "stores"), of_x_and_raw[direction]):
-            wide = of_x * (sizes[x] >= sizes[raw]) + of_raw * (sizes[raw] >= sizes[x])
-            assert row[f"{access} of 128 bits"] == wide + 1, (arch, name)
+            wide = of_x * (x >= raw) + of_raw * (raw >= x)
+            assert row[f"{access} of 128 bits"] == wide + 1, (arch, direction, x, raw)
+
+
+def test_accesses_of_elementwise_kernels_are_as_wide(built):
+    """A compiler may make the walk twice, for a prior with deviations and for one without; what is then there twice are
+    the accesses of the prior."""
+    of_each = {  # the first type, the second, numbers per row: loads, stores
+        "DequantizeForward": ((1, 1, 0), (1, 0, 1)),
+        "DequantizeBackward": ((2, 0, 1), (1, 0, 0)),
+        "Quantize": ((1, 0, 0), (0, 1, 0)),
+        "SplitForward": ((1, 2, 0), (0, 0, 1)),
+        "SplitBackward": ((1, 2, 1), (1, 2, 0)),
+    }
+    for arch, op, x, other, row in kernels_by_types(built, "elementwise map"):
+        for access, (of_x, of_other, of_rows) in zip(("loads", "stores"), of_each[op]):
+            allowed = [
+                (of_x + times * of_other + of_rows, of_x * (x >= other) + times * of_other * (other >= x))
+                for times in (1, 2)
+            ]
+            assert (row[access], row[f"{access} of 128 bits"]) in allowed, (arch, op, x, other)
 
 
 def test_rows_of_stacks_move_by_128_bits(built):
@@ -81,6 +108,8 @@ def test_rows_of_stacks_move_by_128_bits(built):
 def blocks_needed(name):
     """Half of the threads that a multiprocessor can have; less for doubles, and for stacks, which compute more than
     they wait: whose threads keep rows and their gradients, up to 16 features of each."""
+    if name.startswith("elementwise"):
+        return 2 if "double" in name else 4
     if "double" in name or re.fullmatch(r"backward (Planar|Radial) float 16", name):
         return 1
     return 2 if re.fullmatch(r"backward (Planar|Radial) float \d+|forward (Planar|Radial) float 16", name) else 3

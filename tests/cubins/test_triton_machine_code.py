@@ -23,11 +23,14 @@ NVIDIA = [name for name in CODE if "gfx" not in name]
 SINGLE = [name for name in NVIDIA if "float64" not in name]
 STACKS = [name for name in NVIDIA if name.startswith(("planar", "radial"))]
 
-# Cases whose tensors of x's and raw's shape all lie in rows of contiguous, aligned elements.
-ODD = ("alternating", "two features", "transposed", "misaligned", "planar, transposed", "radial, transposed")
-VECTORS = [name for name in NVIDIA if "sum_partials" not in name and not name.startswith(ODD)]
+# Cases whose tensors of x's and raw's shape do not all lie in rows of contiguous, aligned elements in one order, unlike
+# the others: channels of images that are kept last, of which a split scores half, have contiguous gradients.
+ODD = "^alternating|two features|transposed|misaligned|split image, channels_last . backward"
+VECTORS = [name for name in NVIDIA if "sum_partials" not in name and not re.search(ODD, name)]
 # Stacks of few features read rows that have no 16 bytes; backward has more that there is once a row or layer.
 LONG = [name for name in VECTORS if name not in STACKS or not re.search(", 2 features|bfloat16| finish ", name)]
+# Results that are numbers of rows, or bytes of which no thread has 16.
+FEW_BYTES = [name for name in LONG if re.search(r"^split.* forward|(?<!levels) . quantize", name)]
 MOST = [name for name in LONG if name not in STACKS or " forward " in name]
 
 # The longest rows that one program takes: a few numbers that no loop needs may leave the registers.
@@ -77,9 +80,13 @@ def test_no_approximate_instruction_in_a_float_kernel(row):
 
 
 @pytest.mark.parametrize("row", LONG, indirect=True)
-def test_tensors_are_moved_16_bytes_at_a_time(row):
-    for kind in ("loads", "stores"):
-        assert row[kind]["128"] > 0, kind
+def test_tensors_are_read_16_bytes_at_a_time(row):
+    assert row["loads"]["128"] > 0
+
+
+@pytest.mark.parametrize("row", [name for name in LONG if name not in FEW_BYTES], indirect=True)
+def test_tensors_are_written_16_bytes_at_a_time(row):
+    assert row["stores"]["128"] > 0
 
 
 @pytest.mark.parametrize("row", MOST, indirect=True)

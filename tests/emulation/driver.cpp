@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "cuda/affine_coupling.h"
+#include "elementwise_calls.h"
 #include "emulation/block.h"
 #include "stack_calls.h"
 
@@ -231,6 +232,7 @@ int main(int argc, char**) {
   for (const Schedule schedule : {Schedule::forward, Schedule::reverse, Schedule::shuffled}) {
     emulation::set_schedule(schedule, 1);
     wrong += count_wrong<Call>(kCases) + count_wrong<StackCall>(kStackCases);
+    wrong += count_wrong<ElementwiseTrial>(kElementwiseCases);
     if (argc > 1) break;  // any argument: one schedule is enough
   }
   return wrong;

@@ -23,12 +23,11 @@ class Fault:
 FLOAT32_ONLY = [
     Fault("cuda/dispatch.cuh", right, "void()")
     for right in (
+        "f(Type<Half>{})",
+        "f(Type<BFloat16>{})",
+        "f(Type<double>{})",
         "f(x_type, Type<Half>{})",
         "f(x_type, Type<BFloat16>{})",
-        "with_raw(Type<Half>{})",
-        "with_raw(Type<BFloat16>{})",
-        "f(Type<double>{}, Type<double>{})",
-        "f(Type<double>{}, Type<float>{})",
     )
 ]
 FLOAT32_ONLY.append(

@@ -10,6 +10,7 @@ pytestmark = pytest.mark.slow
 
 KERNELS = "cuda/affine_coupling.cuh"
 STACK = "cuda/stack.cuh"
+ELEMENTWISE = "cuda/elementwise.cuh"
 END_OF_FORWARD = """  sum = sum_lanes(sum, a.mapping);
   if (s.first_lane) store(a.sums + s.number, sum);
 }
@@ -85,6 +86,34 @@ FAULTS = {
     "a table of the wrong layers": (
         Fault(STACK, "op.fill(a.table, blockIdx.x * op.rows())", "op.fill(a.table, 0)"),
         "planar, table: wrong values",
+    ),
+    "sign of the log_det of dequantization": (
+        Fault("flow/dequantize.h", "c.log_share - (log_q + log_rest)", "c.log_share + (log_q + log_rest)"),
+        "elements, lanes: wrong values",
+    ),
+    "sign of a deviation": (
+        Fault("flow/split.h", "has_std ? kernel - log_std", "has_std ? kernel + log_std"),
+        "elements, lanes: wrong values",
+    ),
+    "bytes in each other's place": (
+        Fault("cuda/memory.cuh", "pair.value[0] | pair.value[1] << 8", "pair.value[1] | pair.value[0] << 8"),
+        "elements, lanes: wrong values",
+    ),
+    "bytes as far apart as their neighbours": (
+        Fault(ELEMENTWISE, "wide = wide && fits(a.others[i], box, n)", "wide = wide"),
+        "elements, apart: wrong values",
+    ),
+    "an element that is not there summed": (
+        Fault(ELEMENTWISE, "if (at.has(j)) sum +=", "sum +="),
+        "elements, ragged lanes: wrong values",
+    ),
+    "a chunk left out": (
+        Fault(ELEMENTWISE, "box.rows(), a.mapping.segments, stream", "box.rows(), a.mapping.segments - 1, stream"),
+        "elements, chunks: wrong values",
+    ),
+    "the gradient of another row's sum": (
+        Fault(ELEMENTWISE, "a.per_row + s.row * a.row_stride", "a.per_row + blockIdx.x * a.row_stride"),
+        "elements, lanes: wrong values",
     ),
 }
 

@@ -59,15 +59,19 @@ def test_a_bad_access_is_reported(addresses, fault):
 
 
 def test_tensors_of_torch_are_not_overstepped(addresses):
-    """The suite of the op, in Python, on a sanitised module."""
+    """The suites of ops whose rows are walked, in Python, on a sanitised module."""
     libraries = (subprocess.check_output(["g++", f"-print-file-name=lib{n}.so"], text=True) for n in ("asan", "ubsan"))
     environment = os.environ | {
         "EMULATED_MODULE": str(addresses.module(sanitize=ADDRESS)),
         "LD_PRELOAD": " ".join(library.strip() for library in libraries),
         "ASAN_OPTIONS": "detect_leaks=0",
     }
-    tests = "tests/ops/test_affine_coupling.py::test_values_and_gradients"
-    command = [sys.executable, "-m", "pytest", tests, "-k", "cuda", "-x", "-p", "no:cacheprovider"]
+    tests = (
+        "tests/ops/test_affine_coupling.py::test_values_and_gradients",
+        "tests/ops/test_dequantize.py::test_shapes",
+        "tests/ops/test_split.py::test_shapes",
+    )
+    command = [sys.executable, "-m", "pytest", *tests, "-k", "cuda", "-x", "-p", "no:cacheprovider"]
     done = subprocess.run(
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )

@@ -12,7 +12,7 @@ import torch
 import flowkernels as fk
 from flowkernels import backends
 
-from ..ops.affine_cases import BY_DIVISION, BY_STRIDES, TANH, Call, inputs
+from ..ops.affine_cases import BY_DIVISION, BY_STRIDES, TANH, Call, inputs, strided
 
 # Each path of the kernels: a thread, a few lanes, a warp and a block for a row, rows in chunks, pictures, masks,
 # learned bounds (few rows, and many, whose sums take a second launch), other strides.
@@ -24,6 +24,21 @@ CALLS = [
     *(call for call in BY_DIVISION if not call.inverse),
     *(call for call in BY_STRIDES if call.form == TANH),
 ]
+
+
+SHAPES = ((33, 2), (33, 24), (5, 31), (9, 300), (3, 2050), (2, 20001), (2, 6, 5, 3))  # of elementwise calls
+
+
+def run_elementwise(shape: tuple[int, ...], how: str, device: torch.device, dtype: torch.dtype) -> None:
+    """Dequantization, quantization and a split's log-density, with gradients."""
+    x = strided(torch.randint(256, shape, dtype=torch.uint8).to(device), how)
+    noise, mean, log_std = (strided(torch.rand(shape).to(dtype).to(device), how).requires_grad_() for _ in range(3))
+    z, log_det = fk.dequantize(x, noise)
+    log_prob = fk.log_normal(z, mean, log_std)
+    ones = torch.ones(shape[0]).to(device)
+    grads = torch.autograd.grad((log_det, log_prob), (noise, mean, log_std), (ones, ones))
+    for result in (z, log_det, log_prob, fk.quantize(z.detach()), fk.quantize(z.detach(), levels=1000), *grads):
+        assert result.cpu().isfinite().all()
 
 
 def run(call: Call, device: torch.device, dtype: torch.dtype) -> None:
@@ -50,10 +65,14 @@ def main() -> int:
             print(f"{name}: cannot run on {device}: {problems[name]}")
             continue
         with fk.backend(name):
-            for call in CALLS:
-                for dtype in (torch.float32, torch.float16):
+            for dtype in (torch.float32, torch.float16):
+                for call in CALLS:
                     run(call, device, dtype)
                     ran += 1
+                for shape in SHAPES:
+                    for how in ("contiguous", "offset", "transposed"):
+                        run_elementwise(shape, how, device, dtype)
+                        ran += 1
     torch.cuda.synchronize(device)
     print(f"{ran} calls ran")
     return 0 if ran else 1

@@ -11,10 +11,13 @@ import flowkernels as fk
 
 pytest.importorskip("triton", reason="no triton here")
 from flowkernels.ops import triton_stack
+from flowkernels.ops.affine_coupling import plan as affine_plan
 from flowkernels.ops.affine_coupling import triton as affine
+from flowkernels.ops.planar import plan as planar_plan
 from flowkernels.ops.planar import triton as planar
+from flowkernels.ops.radial import plan as radial_plan
 from flowkernels.ops.radial import triton as radial
-from flowkernels.ops.triton_launch import Kernel
+from flowkernels.ops.triton_launch import Kernel, launch
 
 CPU = torch.device("cpu")
 
@@ -31,9 +34,9 @@ def couple(x, raw, form=None, passive=0, learned=False):
     """Forward and backward."""
     form = form or fk.AffineForm("tanh", bound=None if learned else 2.0)
     bound = torch.ones(x.shape[1] - passive) if learned else None
-    y, log_det = affine.forward(x, raw, None, None, bound, form, passive, False)
+    y, log_det = affine_plan.forward(affine, launch, x, raw, None, None, bound, form, passive, False)
     wanted = (True, True, False, False, learned)
-    affine.backward(y, log_det, x, raw, None, None, bound, form, passive, False, wanted)
+    affine_plan.backward(affine, launch, y, log_det, x, raw, None, None, bound, form, passive, False, wanted)
 
 
 def stack(op, shape, depth=4, per_example=False, inverse=False, arrange=lambda t: t, wanted=(True,) * 4):
@@ -41,11 +44,11 @@ def stack(op, shape, depth=4, per_example=False, inverse=False, arrange=lambda t
     x = arrange(torch.zeros(shape))
     lead = (shape[0], depth) if per_example else (depth,)
     vector, number = torch.zeros(*lead, shape[1]), torch.ones(lead)
-    module, parameters, options = radial, (vector, number, number), (inverse,)
+    plan, module, parameters, options = radial_plan, radial, (vector, number, number), (inverse,)
     if op == "planar":
-        module, parameters, options = planar, (vector, vector, number), ("tanh", 0.2, inverse)
-    y, log_det = module.forward(x, *parameters, *options)
-    return y, module.backward(x, log_det, x, *parameters, *options, wanted)
+        plan, module, parameters, options = planar_plan, planar, (vector, vector, number), ("tanh", 0.2, inverse)
+    y, log_det = plan.forward(module, launch, x, *parameters, *options)
+    return y, plan.backward(module, launch, x, log_det, x, *parameters, *options, wanted)
 
 
 def names(launches):

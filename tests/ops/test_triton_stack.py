@@ -24,7 +24,7 @@ ops = pytest.mark.parametrize("op", ["planar", "radial"])
 @pytest.fixture(autouse=True)
 def forget_plans(monkeypatch):
     """Plans remember the limits that they were made under."""
-    monkeypatch.setattr(stack, "_plans", {})
+    monkeypatch.setattr(stack, "plans", {})
 
 
 @ops

@@ -1,4 +1,4 @@
-"""Affine coupling: the op that others copy. Read form.py, reference.py, op.py, native.py, triton.py in that order."""
+"""Affine coupling: the op that others copy. Read form.py, reference.py, op.py, plan.py, triton.py in that order."""
 
 from .form import AffineForm
 from .op import affine_coupling

@@ -10,13 +10,9 @@ import math
 
 from torch import Tensor
 
-from ..cost import Cost, distinct_bytes
+from ..cost import CHUNK, LONGEST_ROW, Cost, distinct_bytes
 from . import reference
 from .form import AffineForm
-
-# As in the kernels: a row that exceeds the first is cut into chunks of the second, whose sums a second launch adds.
-LONGEST_ROW = 16384
-CHUNK = 8192
 
 SECTOR = 32  # bytes that a GPU reads at the least
 

@@ -13,13 +13,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ..layout import TooManyDimensions, allocate_like, allocate_log_det, coalesce
+from ..layout import TooManyDimensions, allocate_like, allocate_log_det
 from ..native import DTYPES, Launch
+from ..plans import box, layout, plans, remember
 from . import reference
 from .check import check
 from .form import SCALE_MAP_IDS, AffineForm
-
-_MAX_PLANS = 4096
 
 
 class Backend(Protocol):
@@ -27,30 +26,6 @@ class Backend(Protocol):
 
     AffineForward: Callable[..., Any]
     AffineBackward: Callable[..., Any]
-
-
-# The values are None where a call has to be made with contiguous copies.
-_plans: dict[tuple, Any] = {}
-
-
-def _layout(tensor: Tensor | None) -> tuple | None:
-    return None if tensor is None else (tensor.shape, tensor.stride(), tensor.dtype, tensor.device)
-
-
-def _box(named: list[tuple[str, Tensor, Tensor]]) -> tuple[list[int], dict[str, list[int]]]:
-    """The common extent of (name, view, base) triples, and each view's offset from its base and strides.
-
-    The first decides the order in which a row is walked.
-    """
-    views = [view for _, view, _ in named]
-    if 0 in views[0].shape:  # any strides will do, and those of an empty tensor are odd even where it is "contiguous"
-        views = [view.new_empty(view.shape[0], 0) for view in views]
-    rows, *event = views[0].shape
-    sizes, strides = coalesce(event, [view.stride()[1:] for view in views], 0)
-    return [int(rows), *sizes], {
-        name: [int(view.storage_offset() - base.storage_offset()), view.stride(0), *stride]
-        for (name, view, base), stride in zip(named, strides)
-    }
 
 
 def _common(
@@ -74,8 +49,8 @@ def _common(
         active.append(("mask", mask.expand(like.shape), mask))
     if bound is not None:
         active.append(("bound_view", bound.reshape(-1, *(1,) * (like.dim() - 2)).expand(like.shape), bound))
-    active_size, active_views = _box(active)
-    kept_size, kept_views = _box(kept)
+    active_size, active_views = box(active)
+    kept_size, kept_views = box(kept)
     divide, shift_first, shift_factor = reference.flags(form, inverse)
     first, second = _constants(form)
     return {
@@ -133,16 +108,12 @@ def _backward_views(
     return _common(named, raw_views, mask, bound, form, passive, inverse)
 
 
-def _remember(key: tuple, make: Callable[[], Any]) -> Any:
+def _made(key: tuple, make: Callable[[], Any]) -> Any:
     """The plan that `make` makes, or None where the call needs contiguous copies."""
     try:
-        plan = make()
+        return remember(key, make())
     except TooManyDimensions:
-        plan = None
-    if len(_plans) >= _MAX_PLANS:
-        _plans.clear()
-    _plans[key] = plan
-    return plan
+        return remember(key, None)
 
 
 def _expanded(mask: Tensor | None, x: Tensor) -> Tensor | None:
@@ -171,18 +142,18 @@ def forward(
     rare = None
     if shift is not None or mask is not None or bound is not None:
         bound = _dense(bound)
-        rare = (_layout(shift), _layout(mask), _layout(bound))
+        rare = (layout(shift), layout(mask), layout(bound))
     key = (
         backend, form, passive, inverse, x.shape, x.stride(), x.dtype, x.device,
         raw.shape, raw.stride(), raw.dtype, raw.device, rare,
     )  # fmt: skip
-    plan = _plans.get(key, key)
+    plan = plans.get(key, key)
     y, log_det = allocate_like(x), allocate_log_det(x)
     if plan is key:
         check(x, raw, shift, mask, bound, form, passive, inverse)
         raw_views = _raw_views("", raw, shift, form)
         named = [("y", y), ("x", x)]
-        plan = _remember(
+        plan = _made(
             key, lambda: backend.AffineForward(**_common(named, raw_views, mask, bound, form, passive, inverse))
         )
     if plan is None:
@@ -221,15 +192,15 @@ def backward(
     grad_bound = torch.empty_like(bound) if wanted[4] else None
     rare = None
     if grad_y is None or grad_log_det is None or mask is not None or bound is not None:
-        rare = (grad_y is None, grad_log_det is None, _layout(mask), _layout(bound))
+        rare = (grad_y is None, grad_log_det is None, layout(mask), layout(bound))
     key = (
         backend, form, passive, inverse, paired, wanted, grad_y is not None and grad_y.stride(),
         grad_log_det is not None and grad_log_det.stride(), saved.shape, saved.stride(), saved.dtype,
         saved.device, raw.shape, raw.stride(), raw.dtype, raw.device, rare,
     )  # fmt: skip
-    plan = _plans.get(key, key)
+    plan = plans.get(key, key)
     if plan is key:
-        plan = _remember(
+        plan = _made(
             key,
             lambda: backend.AffineBackward(
                 grad_log_det_stride=0 if grad_log_det is None else grad_log_det.stride(0),

@@ -14,12 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..layout import accumulation_dtype
 from .form import AffineForm
-
-
-def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
-    """float64 for float64, else float32."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def split_raw(raw: Tensor, shift: Tensor | None, form: AffineForm) -> tuple[Tensor | None, Tensor]:

@@ -14,7 +14,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..stack import accumulation_dtype, layers, softplus
+from ..layout import accumulation_dtype
+from ..stack import layers, softplus
 
 _NEWTON_STEPS = 40
 _SERIES = (  # of tanh, from the cubic term on, with the other sign

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import functools
-import sys
 
 import triton
 import triton.language as tl
-from torch import Tensor
 
-from .. import stack, triton_stack
 from .. import triton_math as tm
-from ..triton_launch import launch
+from .. import triton_stack
 from ..triton_stack import dot, load_number, load_vector, stack_backward, stack_finish, stack_forward
 from . import reference
-from .check import check
 
 
 @triton.jit
@@ -211,31 +207,3 @@ _OP = triton_stack.Op(
 )
 PlanarForward = functools.partial(triton_stack.Forward, _OP)
 PlanarBackward = functools.partial(triton_stack.Backward, _OP)
-
-_BACKEND = sys.modules[__name__]  # as native.py passes a compiled module
-
-
-def forward(
-    x: Tensor, u: Tensor, w: Tensor, b: Tensor, activation: str, negative_slope: float, inverse: bool
-) -> tuple[Tensor, Tensor]:
-    """`reference.forward` in one launch, or two where û is worth one of its own."""
-    options = {"activation": activation, "negative_slope": negative_slope, "inverse": inverse}
-    return stack.forward("Planar", _BACKEND, launch, check, x, (u, w, b), options)
-
-
-def backward(
-    grad_y: Tensor | None,
-    grad_log_det: Tensor | None,
-    saved: Tensor,
-    u: Tensor,
-    w: Tensor,
-    b: Tensor,
-    activation: str,
-    negative_slope: float,
-    inverse: bool,
-    wanted: tuple[bool, ...],
-) -> tuple[Tensor | None, ...]:
-    """`reference.backward` in one launch, and one more for the gradients of shared parameters; None for what `wanted`
-    leaves out."""
-    options = {"activation": activation, "negative_slope": negative_slope, "inverse": inverse}
-    return stack.backward("Planar", _BACKEND, launch, grad_y, grad_log_det, saved, (u, w, b), options, wanted)

@@ -1,4 +1,4 @@
-"""Radial flows, a layer or a stack in one pass. Read check.py, reference.py, native.py, triton.py in that order."""
+"""Radial flows, a layer or a stack in one pass. Read check.py, reference.py, plan.py, triton.py in that order."""
 
 from ..operator import Operator
 

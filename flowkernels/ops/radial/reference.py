@@ -13,7 +13,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..stack import accumulation_dtype, layers, softplus
+from ..layout import accumulation_dtype
+from ..stack import layers, softplus
 
 
 def _length(v: Tensor) -> Tensor:

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import functools
-import sys
 
 import triton
 import triton.language as tl
-from torch import Tensor
 
-from .. import stack, triton_stack
 from .. import triton_math as tm
-from ..triton_launch import launch
+from .. import triton_stack
 from ..triton_stack import dot, load_number, load_vector, stack_backward, stack_finish, stack_forward
 from . import reference
-from .check import check
 
 
 @triton.jit
@@ -130,26 +126,3 @@ def radial_finish_kernel(
 _OP = triton_stack.Op(1, radial_forward_kernel, radial_backward_kernel, radial_finish_kernel, None, reference)
 RadialForward = functools.partial(triton_stack.Forward, _OP)
 RadialBackward = functools.partial(triton_stack.Backward, _OP)
-
-_BACKEND = sys.modules[__name__]  # as native.py passes a compiled module
-
-
-def forward(x: Tensor, center: Tensor, alpha: Tensor, beta: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
-    """`reference.forward` in one launch."""
-    return stack.forward("Radial", _BACKEND, launch, check, x, (center, alpha, beta), {"inverse": inverse})
-
-
-def backward(
-    grad_y: Tensor | None,
-    grad_log_det: Tensor | None,
-    saved: Tensor,
-    center: Tensor,
-    alpha: Tensor,
-    beta: Tensor,
-    inverse: bool,
-    wanted: tuple[bool, ...],
-) -> tuple[Tensor | None, ...]:
-    """`reference.backward` in one launch, and one more for the gradients of shared parameters; None for what `wanted`
-    leaves out."""
-    parameters, options = (center, alpha, beta), {"inverse": inverse}
-    return stack.backward("Radial", _BACKEND, launch, grad_y, grad_log_det, saved, parameters, options, wanted)

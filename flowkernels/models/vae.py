@@ -1,8 +1,7 @@
-"""Ready flows."""
+"""Variational autoencoders with a flow as the posterior."""
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 
@@ -10,81 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .bases import DiagonalNormal, StandardNormal
-from .flows import Flow
-from .nn import AffineCoupling, AmortizedPlanar, AmortizedRadial
-from .nn.arguments import whole
-
-
-def _perceptron(sizes: Sequence[int]) -> nn.Sequential:
-    """Linear layers with ReLU between them."""
-    layers = [nn.Linear(a, b) for a, b in itertools.pairwise(sizes)]
-    return nn.Sequential(*(part for linear in layers[:-1] for part in (linear, nn.ReLU())), layers[-1])
-
-
-class MLP(nn.Module):
-    """The conditioner of `realnvp`: linear layers with ReLU between them; the last starts at zero.
-
-    A coupling whose conditioner returns zero is the identity, so a flow of these starts there.
-    """
-
-    def __init__(self, inputs: int, outputs: int, hidden: Sequence[int], context: int = 0) -> None:
-        super().__init__()
-        self.context = context
-        sizes = [inputs + context, *hidden, outputs]
-        self.layers = _perceptron(sizes)
-        nn.init.zeros_(self.layers[-1].weight)
-        nn.init.zeros_(self.layers[-1].bias)
-
-    def forward(self, kept: Tensor, context: Tensor | None = None) -> Tensor:
-        if self.context == 0:
-            if context is not None:
-                raise ValueError(f"the model was built with context=0; got a context of shape {tuple(context.shape)}")
-            return self.layers(kept)
-        if context is None or context.shape[1:] != (self.context,):
-            got = None if context is None else tuple(context.shape)
-            raise ValueError(f"the model was built for a context of shape (B, {self.context}); got {got}")
-        return self.layers(torch.cat((kept, context), dim=1))
-
-
-def realnvp(features: int, *, transforms: int = 8, hidden: Sequence[int] = (64, 64), context: int = 0) -> Flow:
-    """RealNVP for vectors: affine couplings that keep the first and the last half of the features in turn.
-
-    Dinh, Sohl-Dickstein and Bengio, "Density estimation using Real NVP" (2017), with log-scales bounded by
-    2 tanh(s / 2) and a standard normal base. It starts as the identity.
-
-    Args:
-        features: size of x, at least 2.
-        transforms: number of coupling layers.
-        hidden: sizes of the hidden layers of each conditioner.
-        context: size of the context vector on which the density depends; 0 for none.
-
-    Returns:
-        A `Flow` over x of shape (B, features), with a context of shape (B, context) where that is not 0.
-
-    Raises:
-        ValueError: for a number out of range, naming it.
-
-    Example:
-        >>> import torch, flowkernels as fk
-        >>> flow = fk.models.realnvp(6, context=3)
-        >>> flow.log_prob(torch.randn(10, 6), torch.randn(10, 3)).shape
-        torch.Size([10])
-        >>> flow.sample(4, torch.randn(10, 3)).shape
-        torch.Size([10, 4, 6])
-    """
-    whole("features", features, 2)
-    whole("transforms", transforms, 1)
-    whole("context", context, 0)
-    for size in hidden:
-        whole("hidden", size, 1)
-    halves = features // 2, features - features // 2
-    layers = []
-    for i in range(transforms):
-        kept = halves[i % 2]
-        conditioner = MLP(kept, 2 * (features - kept), hidden, context)
-        layers.append(AffineCoupling(conditioner, passive=kept if i % 2 == 0 else -kept))
-    return Flow(layers, event_shape=(features,))
+from ..bases import DiagonalNormal, StandardNormal
+from ..flows import Flow
+from ..nn import AmortizedPlanar, AmortizedRadial
+from ..nn.arguments import whole
+from .perceptron import perceptron
 
 
 class VAE(nn.Module):
@@ -179,7 +108,7 @@ def vae(
         raise ValueError(f"hidden must hold at least one size; got {hidden!r}")
     if flow not in AMORTIZED:
         raise ValueError(f"flow must be one of {', '.join(AMORTIZED)}; got {flow!r}")
-    encoder = nn.Sequential(_perceptron([features, *hidden]), nn.ReLU())
+    encoder = nn.Sequential(perceptron([features, *hidden]), nn.ReLU())
     layers = [AMORTIZED[flow](latent, depth, hidden[-1])] if depth else []
     posterior = Flow(layers, DiagonalNormal(latent, hidden[-1]))
-    return VAE(encoder, posterior, _perceptron([latent, *reversed(hidden), features]))
+    return VAE(encoder, posterior, perceptron([latent, *reversed(hidden), features]))

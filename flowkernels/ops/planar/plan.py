@@ -1,11 +1,13 @@
-"""Planar flows by the compiled modules."""
+"""Planar flows by a backend."""
 
 from __future__ import annotations
+
+from types import ModuleType
 
 from torch import Tensor
 
 from .. import stack
-from ..native import launcher
+from ..native import Launch
 from .check import check
 
 
@@ -14,16 +16,23 @@ def _options(activation: str, negative_slope: float, inverse: bool) -> dict[str,
 
 
 def forward(
-    number: int, x: Tensor, u: Tensor, w: Tensor, b: Tensor, activation: str, negative_slope: float, inverse: bool
+    module: ModuleType,
+    launch: Launch,
+    x: Tensor,
+    u: Tensor,
+    w: Tensor,
+    b: Tensor,
+    activation: str,
+    negative_slope: float,
+    inverse: bool,
 ) -> tuple[Tensor, Tensor]:
-    """`reference.forward` by backend `number`."""
-    return stack.forward(
-        "Planar", *launcher(number), check, x, (u, w, b), _options(activation, negative_slope, inverse)
-    )
+    """`reference.forward` by a backend."""
+    return stack.forward("Planar", module, launch, check, x, (u, w, b), _options(activation, negative_slope, inverse))
 
 
 def backward(
-    number: int,
+    module: ModuleType,
+    launch: Launch,
     grad_y: Tensor | None,
     grad_log_det: Tensor | None,
     saved: Tensor,
@@ -35,6 +44,6 @@ def backward(
     inverse: bool,
     wanted: tuple[bool, ...],
 ) -> tuple[Tensor | None, ...]:
-    """`reference.backward` by backend `number`; None for what `wanted` leaves out."""
+    """`reference.backward` by a backend; None for what `wanted` leaves out."""
     options = _options(activation, negative_slope, inverse)
-    return stack.backward("Planar", *launcher(number), grad_y, grad_log_det, saved, (u, w, b), options, wanted)
+    return stack.backward("Planar", module, launch, grad_y, grad_log_det, saved, (u, w, b), options, wanted)

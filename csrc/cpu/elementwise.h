@@ -1,0 +1,93 @@
+// Elementwise ops on the CPU: tiles that fit the first-level cache go through one vectorised loop over the shared
+// formula, an op's `Kernel`; the terms of a sum stay there until the tile's rows are summed.
+#pragma once
+
+#include "cpu/memory.h"
+#include "cpu/tiles.h"
+#include "flow/elementwise.h"
+
+namespace flowkernels::cpu::FLOWKERNELS_ISA {
+namespace {
+
+// What a kernel gets: arrays of `length` elements. An absent input is zeros, an absent output goes nowhere.
+template <class T>
+struct Run {
+  const T* input[kOperands];
+  const T* per_row;  // repeated for each element
+  T* output[kOperands];
+  T* terms;
+  int64_t length;
+};
+
+template <class T>
+struct ElementwiseScratch {
+  alignas(64) T input[kOperands][kTile] = {}, per_row[kTile], output[kOperands][kTile], terms[kTile];
+};
+
+template <class T, class Options, class Kernel>
+void run_tile(const ElementwisePlan<Options>& plan, const ElementwiseCall& call, const Tile& tile,
+              ElementwiseScratch<T>& scratch, Kernel kernel) {
+  const Walk walk(tile);
+  Rows<const T> in[kOperands];
+  Rows<T> out[kOperands];
+  for (int i = 0; i < kOperands; ++i) {
+    const Operand &read = plan.input[i], &written = plan.output[i];
+    in[i] = {scratch.input[i], walk.length};
+    if (call.input[i]) in[i] = load(read.view, call.input[i], read.dtype, tile, walk, scratch.input[i]);
+    out[i] = target(written.view, call.output[i], written.dtype, tile, walk, scratch.output[i]);
+  }
+  for (int64_t r = 0; r < walk.rows; ++r) {
+    const int64_t start = r * walk.length;
+    kernel(Run<T>{{in[0][r], in[1][r], in[2][r]},
+                  scratch.per_row + start,
+                  {out[0][r], out[1][r], out[2][r]},
+                  scratch.terms + start,
+                  walk.length});
+  }
+  for (int i = 0; i < kOperands; ++i) {
+    const Operand& written = plan.output[i];
+    if (call.output[i] && out[i].data == scratch.output[i])
+      store(written.view, call.output[i], written.dtype, tile, scratch.output[i]);
+  }
+}
+
+template <class T, class Options, class Kernel>
+void run(const ElementwisePlan<Options>& plan, const ElementwiseCall& call, Kernel kernel) {
+  const Tiling tiling(plan.box);
+  const int64_t tiles = tiling.count(), parts = tiling.per_row(), count = elements(plan.box);
+  const bool summed = call.sums != nullptr, in_parts = summed && parts > 1;
+  const Zeros partial(in_parts ? tiles : 0);
+  const T* per_row = static_cast<const T*>(call.per_row);
+  T* sums = static_cast<T*>(call.sums);
+  if (summed && tiles == 0) fill(sums, T(0), plan.box.size[0]);
+  for (int i = 0; i < kOperands; ++i) {
+    if (call.output[i]) advise_huge_pages(call.output[i], count * size_of(plan.output[i].dtype));
+  }
+#pragma omp parallel if (count >= kThreadedElements)
+  {
+    ElementwiseScratch<T> scratch;
+    if (per_row == nullptr) fill(scratch.per_row, T(0), smaller(kTile, count));
+#pragma omp for schedule(static) nowait
+    for (int64_t i = 0; i < tiles; ++i) {
+      const Tile tile = tiling.tile(i);
+      if (per_row != nullptr) spread(per_row, plan.row_stride, tile, scratch.per_row);
+      run_tile(plan, call, tile, scratch, kernel);
+      if (in_parts) {
+        partial.values[i] = sum(scratch.terms, tile.elements());
+      } else if (summed) {
+        sum_rows(tile, scratch.terms, sums);
+      }
+    }
+  }
+  if (in_parts) add_up(plan.box.size[0], parts, parts, 1, partial.values, sums);
+}
+
+// Runs Kernel<T>, made from the options, in the type that the first input is computed in.
+template <template <class> class Kernel, class Options>
+void run_in_its_type(const ElementwisePlan<Options>& plan, const ElementwiseCall& call) {
+  if (plan.input[0].dtype == Dtype::float64) return run<double>(plan, call, Kernel<double>(plan.options));
+  run<float>(plan, call, Kernel<float>(plan.options));
+}
+
+}  // namespace
+}  // namespace flowkernels::cpu::FLOWKERNELS_ISA

@@ -1,0 +1,79 @@
+"""Ops that map the elements of a few tensors of one shape, and may sum something over each row: one plan for all of
+them, the struct of csrc/flow/elementwise.h.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .layout import TooManyDimensions
+from .native import DTYPES, Launch
+from .plans import box, layout, plans, remember
+
+OPERANDS = 3  # inputs, and outputs, that a plan has
+ELEMENT_DTYPES = {**DTYPES, torch.uint8: 4, torch.int32: 5}  # as Dtype in csrc/flow/plan.h
+
+Operands = tuple[Tensor | None, Tensor | None, Tensor | None]
+
+
+def run(
+    name: str,
+    module: ModuleType,
+    launch: Launch,
+    inputs: Operands,
+    outputs: Operands,
+    per_row: Tensor | None = None,
+    sums: Tensor | None = None,
+    options: tuple[tuple[str, Any], ...] = (),
+) -> None:
+    """Run an op of a backend over tensors of one shape (B, ...), some of which may be absent.
+
+    Args:
+        name: of the plan's class in the module.
+        module: a compiled module, or what stands in its place.
+        launch: runs a plan.
+        inputs: the first is never absent; its dtype decides in what is computed.
+        outputs: written.
+        per_row: shape (B,), read.
+        sums: shape (B,), written: the sum over each row.
+        options: names and values of the op's numbers.
+    """
+    key = (
+        name, module, options, *map(layout, inputs), *map(layout, outputs), per_row is not None and per_row.stride(),
+        sums is not None,
+    )  # fmt: skip
+    plan = plans.get(key, key)
+    if plan is key:
+        plan = _made(key, getattr(module, name), inputs, outputs, per_row, options)
+    device = inputs[0].device  # type: ignore[union-attr]
+    if plan is not None:
+        launch(plan, device, *inputs, per_row, *outputs, sums)
+        return
+    dense = tuple(None if t is None else t.contiguous() for t in inputs)
+    results = tuple(None if t is None else torch.empty(t.shape, dtype=t.dtype, device=device) for t in outputs)
+    run(name, module, launch, dense, results, per_row, sums, options)
+    for output, result in zip(outputs, results):
+        if output is not None and result is not None:
+            output.copy_(result)
+
+
+def _made(key: tuple, plan: Any, inputs: Operands, outputs: Operands, per_row: Tensor | None, options: tuple) -> Any:
+    """The plan, or None where the call needs contiguous copies."""
+    named = {f"output_{i}": t for i, t in enumerate(outputs)} | {f"input_{i}": t for i, t in enumerate(inputs)}
+    given = {name: t for name, t in named.items() if t is not None}
+    try:
+        size, views = box([(name, t, t) for name, t in given.items()])
+    except TooManyDimensions:
+        return remember(key, None)
+    made = plan(
+        box=size,
+        dtypes={name: ELEMENT_DTYPES[t.dtype] for name, t in given.items()},
+        row_stride=0 if per_row is None else per_row.stride(0),
+        **views,
+        **dict(options),
+    )
+    return remember(key, made)

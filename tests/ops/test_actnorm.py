@@ -1,0 +1,105 @@
+"""Activation normalisation, which torch's batch normalisation does on every device, against its formula."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.autograd import gradcheck, gradgradcheck
+
+import flowkernels as fk
+from flowkernels.tolerances import error, tolerance
+
+from .affine_cases import cast, strided
+
+SHAPES = [(4, 3), (5, 2, 3), (2, 4, 5, 6), (1, 1, 1, 1), (0, 3, 2, 2), (3, 2, 2, 2, 2)]
+
+
+def formula(x, log_scale, shift, inverse):
+    log_scale, shift = (t.reshape(-1, *(1,) * (x.dim() - 2)) for t in (log_scale, shift))
+    y = (x - shift) * (-log_scale).exp() if inverse else x * log_scale.exp() + shift
+    total = log_scale.expand(x.shape[1:]).sum().expand(x.shape[0])
+    return y, -total if inverse else total
+
+
+def inputs(shape, dtype=torch.float64):
+    x, log_scale, shift = torch.randn(shape), 0.5 * torch.randn(shape[1]), torch.randn(shape[1])
+    wide = torch.promote_types(dtype, torch.float32)
+    return cast(x.double(), dtype), log_scale.to(wide), shift.to(wide)
+
+
+@pytest.mark.parametrize("inverse", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_values_and_gradients(shape, dtype, inverse):
+    x, *parameters = inputs(shape, dtype)
+    leaves = [t.requires_grad_() for t in (x, *parameters)]
+    exact_leaves = [t.detach().double().requires_grad_() for t in leaves]
+    outputs, exact = fk.actnorm(*leaves, inverse=inverse), formula(*exact_leaves, inverse)
+    cotangents = [torch.randn_like(t) for t in outputs]
+    wide = torch.promote_types(dtype, torch.float32)
+    assert (outputs[0].dtype, outputs[1].dtype) == (dtype, wide)
+    terms = max(1, x.numel())
+    for got, truth in zip(outputs, exact):
+        assert error(got, truth) <= tolerance(got.dtype, terms)
+    grads = torch.autograd.grad(outputs, leaves, cotangents)
+    truths = torch.autograd.grad(exact, exact_leaves, [g.double() for g in cotangents])
+    for got, truth in zip(grads, truths):
+        assert error(got, truth) <= 4 * tolerance(dtype, terms)
+
+
+@pytest.mark.parametrize("how", ["channels_last", "slice", "transposed", "expanded"])
+def test_layouts(how):
+    x, log_scale, shift = inputs((3, 4, 6, 8))
+    y, _ = fk.actnorm(strided(x, how), log_scale, shift)
+    assert torch.allclose(y, formula(strided(x, how), log_scale, shift, False)[0])
+    if how == "channels_last":
+        assert y.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("inverse", [False, True])
+def test_derivatives_transforms_and_compile(inverse):
+    leaves = [t.requires_grad_() for t in inputs((3, 2, 2, 2))]
+
+    def function(*tensors):
+        return fk.actnorm(*tensors, inverse=inverse)
+
+    assert gradcheck(function, leaves)
+    assert gradgradcheck(function, leaves)
+
+    def loss(*tensors):
+        y, log_det = function(*tensors)
+        return y.sin().sum() + log_det.sum()
+
+    expected = torch.autograd.grad(loss(*leaves), leaves)
+    for got in (
+        torch.func.jacrev(loss, (0, 1, 2))(*leaves),
+        torch.func.jacfwd(loss, (0, 1, 2))(*leaves),
+        torch.autograd.grad(torch.compile(loss, fullgraph=True, backend="aot_eager")(*leaves), leaves),
+    ):
+        assert all(torch.allclose(a, b) for a, b in zip(got, expected))
+
+
+def test_round_trip():
+    x, log_scale, shift = (t.float() for t in inputs((8, 3, 4, 4)))
+    y, log_det = fk.actnorm(x, log_scale, shift)
+    back, negative = fk.actnorm(y, log_scale, shift, inverse=True)
+    assert error(back, x) <= 4 * tolerance(torch.float32)
+    assert torch.equal(negative, -log_det)
+
+
+@pytest.mark.parametrize(
+    "change, problem",
+    [
+        ({"x": torch.zeros(3)}, r"x must have shape \(B, C, ...\); got \(3,\)"),
+        ({"log_scale": torch.zeros(4)}, r"log_scale must have shape \(3,\), one number per channel; got \(4,\)"),
+        ({"shift": torch.zeros(3, 1, 1)}, r"shift must have shape \(3,\).*got \(3, 1, 1\)"),
+        ({"shift": torch.zeros(3).double()}, r"shift has dtype float64 and x has torch.float32"),
+        ({"x": torch.zeros(2, 3, dtype=torch.int64)}, r"x must be floating point; got torch.int64"),
+        ({"inverse": 1}, r"inverse must be True or False; got 1"),
+        ({"log_scale": None}, r"log_scale must be a tensor; got NoneType"),
+    ],
+)
+def test_bad_arguments(change, problem):
+    arguments = {"x": torch.zeros(2, 3), "log_scale": torch.zeros(3), "shift": torch.zeros(3), **change}
+    with pytest.raises((TypeError, ValueError), match=problem):
+        fk.actnorm(**arguments)
