@@ -14,8 +14,9 @@ COMMANDS = {
     "bench": ("flowkernels.bench.command", "time the fused operations against eager PyTorch, torch.compile and others"),
     "check": ("flowkernels.check", "compare every operation on every backend with float64"),
     "info": ("flowkernels.info", "print versions, what was built, and which backends run here"),
-    "train": ("flowkernels.train", "train a flow on pictures or points, or fit it to a density"),
+    "train": ("flowkernels.train", "train a flow on images or points, or fit it to a density"),
     "density": ("flowkernels.train.density", "integrate and draw the densities of random planar and radial flows"),
+    "dequantization": ("flowkernels.train.dequantization", "fit a flow to whole numbers with and without noise"),
     "sample": ("flowkernels.train.sample", "draw samples from a trained flow"),
 }
 INTERRUPTED = 130
@@ -37,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    lines = "\n".join(f"  {name:8}{summary}" for name, (_, summary) in COMMANDS.items())
+    lines = "\n".join(f"  {name:16}{summary}" for name, (_, summary) in COMMANDS.items())
     parser = argparse.ArgumentParser(
         "flowkernels",
         description="Fused kernels for normalizing flows.",

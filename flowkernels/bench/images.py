@@ -172,15 +172,13 @@ def workloads() -> Iterator[Workload]:
     """Images as they come, and the half that a split scores after one or two squeezes."""
     for shape in DEQUANTIZED:
         build = functools.partial(_dequantize, shape=shape)
-        level = QUICK if shape == MNIST else DEFAULT
-        yield Workload(DEQUANTIZE, f"dequantize {_name(shape)}", build, level, DEFAULT, target=True, modes=PASSES)
+        level, compiled = (QUICK, DEFAULT) if shape == MNIST else (DEFAULT, FULL)
+        yield Workload(DEQUANTIZE, f"dequantize {_name(shape)}", build, level, compiled, target=True, modes=PASSES)
     for shape in SCORED:
         for learned in (False, True):
             name = f"split {_name(shape)}, {'learned' if learned else 'standard'} prior"
             build = functools.partial(_split, shape=shape, learned=learned)
-            first = shape == SCORED[0]
-            compiled = DEFAULT if first else FULL
-            level = QUICK if first else DEFAULT
+            level, compiled = (QUICK, DEFAULT) if shape == SCORED[0] else (DEFAULT, FULL)
             yield Workload(SPLIT, name, build, level, compiled, target=True, modes=PASSES)
     for shape in SQUEEZED:
         yield Workload(SQUEEZE, f"squeeze {_name(shape)}", functools.partial(_squeeze, shape=shape), modes=PASSES)

@@ -9,10 +9,12 @@ import functools
 from collections.abc import Callable, Iterator
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .. import backends
 from ..flows import Flow
+from ..models import uva
+from ..models.glow import step
 from . import natural
 from .images import counted
 from .workloads import FORWARD, TRAIN, Pair, Problem, Workload
@@ -62,8 +64,6 @@ def _problem(flow: Flow, x: Tensor, eager: Callable[..., tuple[Tensor, ...]] | N
 
 
 def _glow_step(device: torch.device, shape: tuple[int, int, int, int]) -> Problem:
-    from ..models.glow import step
-
     flow = Flow(step(shape[1], hidden=32), event_shape=shape[1:])
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device)
     return _problem(flow, x, natural.glow_step)
@@ -71,10 +71,8 @@ def _glow_step(device: torch.device, shape: tuple[int, int, int, int]) -> Proble
 
 def _multiscale(device: torch.device, rows: int) -> Problem:
     """Without its dequantization, whose noise would be other numbers for each implementation."""
-    from ..models import uva
-
     whole = uva("multiscale")
-    flow = Flow(nn.ModuleList(whole.layers[1:]), event_shape=whole.event_shape)
+    flow = Flow(whole.layers[1:], event_shape=whole.event_shape)
     x = torch.randn((rows, 1, 28, 28), generator=torch.Generator().manual_seed(0)).to(device)
     return _problem(flow, x, None)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import itertools
-import math
 import pathlib
 import shlex
 import signal
@@ -18,8 +17,9 @@ import torch
 
 from . import checkpoint, data, report, series
 from .compare import compare
-from .config import BINARIZE, DTYPES, SETTINGS, STEPS, Config, annealing, settings
+from .config import BINARIZE, DTYPES, IMAGE_FLOWS, SETTINGS, STEPS, Config, annealing, build_model, settings
 from .errors import CommandError
+from .pictures import FASHION_DIR
 from .progress import Progress
 from .trainer import Trainer
 
@@ -27,26 +27,32 @@ from .trainer import Trainer
 DECIDED = tuple(field for field in Config.__dataclass_fields__ if field not in ("data", "flow", "shape", "levels"))
 SERIES = ("data", "flow", "depth", "seed")  # options that take several values, for a run of each combination
 
-COMPARED = 200  # training multiplies differences of rounding, so a longer float32 comparison needs a wider tolerance
+# Training multiplies differences of rounding, so a longer float32 comparison needs a wider tolerance.
+COMPARED, COMPARED_IMAGES = 200, 20
 STOPPED = 130  # as a shell reports a program ended by Ctrl-C
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``flowkernels train``."""
     add = parser.add_argument
-    _several(parser, "data", data.NAMES, "digits")
-    add("--data-dir", help=f"where the IDX files of MNIST or Fashion-MNIST are (default {data.FASHION_DIR})")
-    _several(parser, "flow", tuple(SETTINGS), "realnvp")
+    known = f"{', '.join(data.NAMES)}, or a folder of images (default digits)"
+    add("--data", type=_data, nargs="+", default=["digits"], metavar="DATA", help=known)
+    where = "the IDX files of Fashion-MNIST or MNIST, or the batches of CIFAR-10,"
+    add("--data-dir", help=f"where {where} are (default {FASHION_DIR})")
+    flows = tuple(SETTINGS)
+    described = f"{', '.join(flows)} (default realnvp)"
+    add("--flow", choices=flows, nargs="+", default=["realnvp"], metavar="FLOW", help=described)
     add("--out", type=pathlib.Path, help="directory for what is written (default runs/DATA-FLOW)")
-    add("--steps", type=int, help=f"train until this step (default {_defaults(STEPS)}; {COMPARED} with --compare)")
+    compared = f"with --compare {COMPARED}, image flows {COMPARED_IMAGES}"
+    add("--steps", type=int, help=f"train until this step (default {_defaults(STEPS)}; {compared})")
     add("--checkpoint-every", type=int, default=100, metavar="STEPS", help="default 100")
     add("--device", default="cpu", help="default cpu")
     add("--seed", type=int, nargs="+", help="default 0")
     add("--depth", type=int, nargs="+", metavar="K", help="the number of planar or radial maps (default 8)")
-    for name, kind in {"transforms": int, "batch": int, "lr": float, "latent": int}.items():
+    for name, kind in {"transforms": int, "scales": int, "batch": int, "lr": float, "latent": int}.items():
         values = {flow: known[name] for flow, known in SETTINGS.items() if name in known}
         add(f"--{name}", type=kind, help=f"default {_defaults(values)}")
-    add("--hidden", type=int, nargs="+", help="hidden layers of each conditioner, or of the encoder")
+    add("--hidden", type=int, nargs="+", help="hidden layers of each conditioner, or of the encoder; glow: one")
     add("--binarize", choices=BINARIZE, help="pixels drawn from their grey levels (default), or thresholded at 1/2")
     add(
         "--anneal",
@@ -54,8 +60,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="STEPS",
         help="beta = min(1, 0.01 + t/STEPS); 0: none (default 1/2 of the steps; vae: 1/50)",
     )
-    add("--decay", type=int, metavar="STEPS", help="over which lr falls to 1/100; 0: never (default all, realnvp: 0)")
-    add("--samples", type=int, help=f"of the final estimates (default {report.SAMPLES_HELP})")
+    few = f"{' '.join(IMAGE_FLOWS)}: 0"
+    add("--decay", type=int, metavar="STEPS", help=f"over which lr falls to 1/100; 0: never (default all; {few})")
+    add("--epoch-decay", type=float, metavar="FACTOR", help="of lr at each epoch of an image flow (default 0.99)")
+    add("--clip", type=float, metavar="NORM", help="longest gradient; 0: any (default 0; image flows: 1)")
+    add("--amp", action="store_const", const=True, help="bfloat16 where torch's autocast takes it")
+    few = "measure an image flow on the first N held-out pictures (default 1000)"
+    add("--held-out", type=int, metavar="N", help=few)
+    estimates = f"of the final estimates (default {report.SAMPLES_HELP})"
+    add("--samples", "--importance-samples", type=int, help=estimates)
     add("--dtype", choices=tuple(DTYPES), help="default float32")
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out, bit for bit")
@@ -63,11 +76,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     mode.add_argument("--compare", action="store_true", help="train eager and fused from one seed; fail if they differ")
 
 
-def _several(parser: argparse.ArgumentParser, name: str, choices: Sequence[str], default: str) -> None:
-    described = f"{', '.join(choices)} (default {default})"
-    parser.add_argument(
-        f"--{name}", choices=choices, nargs="+", default=[default], metavar=name.upper(), help=described
-    )
+def _data(name: str) -> str:
+    """The name of data, or the path of a folder in full: a run goes on wherever it is resumed from."""
+    if name in data.NAMES:
+        return name
+    if not pathlib.Path(name).is_dir():
+        raise argparse.ArgumentTypeError(f"{name!r} is neither a folder of images nor one of {', '.join(data.NAMES)}")
+    return str(pathlib.Path(name).resolve())
 
 
 def _defaults(values: dict[str, Any]) -> str:
@@ -88,7 +103,7 @@ def run(args: argparse.Namespace) -> int:
         known = {name: data.load(name, args.data_dir) for name in dict.fromkeys(args.data)}
         for each in runs:  # all of them, so that nothing is trained for minutes before a refusal
             each.loaded = known[each.data]
-            _config(each)
+            build_model(_config(each))
             _check_free(each)
         for number, each in enumerate(runs, 1):
             if len(runs) > 1:
@@ -107,7 +122,7 @@ def _check(args: argparse.Namespace) -> None:
     for name in ("steps", "checkpoint_every", "samples"):
         value = getattr(args, name)
         if value is not None and value < 1:
-            raise CommandError(f"--{name.replace('_', '-')} must be positive; got {value}")
+            raise CommandError(f"{_option(name)} must be positive; got {value}")
     _device(args.device)
 
 
@@ -119,7 +134,7 @@ def _device(name: str) -> torch.device:
 
 
 def _root(args: argparse.Namespace) -> pathlib.Path:
-    return args.out or pathlib.Path("runs") / "-".join([*args.data, *args.flow])
+    return args.out or pathlib.Path("runs") / "-".join([*(pathlib.Path(name).name for name in args.data), *args.flow])
 
 
 def _runs(args: argparse.Namespace) -> list[argparse.Namespace]:
@@ -128,9 +143,10 @@ def _runs(args: argparse.Namespace) -> list[argparse.Namespace]:
     runs = []
     for chosen in itertools.product(*choices):
         each = argparse.Namespace(**{**vars(args), **dict(zip(SERIES, chosen))})
-        each.steps = args.steps or (COMPARED if args.compare else STEPS[each.flow])
+        compared = COMPARED_IMAGES if each.flow in IMAGE_FLOWS else COMPARED
+        each.steps = args.steps or (compared if args.compare else STEPS[each.flow])
         varied = [
-            f"{name}{value}" if name in ("depth", "seed") else value
+            f"{name}{value}" if name in ("depth", "seed") else pathlib.Path(value).name
             for name, value, values in zip(SERIES, chosen, choices)
             if len(values) > 1
         ]
@@ -144,6 +160,8 @@ def _compare(runs: Sequence[argparse.Namespace]) -> int:
     if len(runs) > 1:
         raise CommandError(f"--compare trains one flow on one set of data; got {len(runs)} combinations")
     (args,) = runs
+    if args.amp:
+        raise CommandError("--compare is of float32 or float64: the rounding of --amp is larger than what it looks for")
     args.loaded = data.load(args.data, args.data_dir)
     return 0 if compare(_config(args), args.loaded, _device(args.device), args.steps, args.out) else 1
 
@@ -153,7 +171,7 @@ def _config(args: argparse.Namespace) -> Config:
     given = {name: getattr(args, name) for name in DECIDED if getattr(args, name) is not None}
     for name, value in given.items():
         if name not in chosen:
-            raise CommandError(f"--{name} means nothing for --flow {args.flow} on {args.data}; got {value}")
+            raise CommandError(f"{_option(name)} means nothing for --flow {args.flow} on {args.data}; got {value}")
     chosen = {**chosen, **given}
     if "hidden" in chosen:
         chosen["hidden"] = tuple(chosen["hidden"])
@@ -161,13 +179,34 @@ def _config(args: argparse.Namespace) -> Config:
         chosen["anneal"] = annealing(args.flow, args.steps)
     if "decay" in chosen and chosen["decay"] is None:
         chosen["decay"] = args.steps
-    if not chosen["lr"] > 0:
-        raise CommandError(f"--lr must be positive; got {chosen['lr']}")
-    for name, least in {"transforms": 1, "hidden": 1, "latent": 1, "depth": 0, "anneal": 0, "decay": 0}.items():
-        for value in chosen["hidden"] if name == "hidden" and "hidden" in chosen else [chosen.get(name, least)]:
-            if value < least:
-                raise CommandError(f"--{name} must be at least {least}; got {value}")
+    _check_settings(chosen)
     return Config(data=args.data, flow=args.flow, shape=args.loaded.shape, levels=args.loaded.levels, **chosen)
+
+
+LEAST = {
+    **dict.fromkeys(("transforms", "hidden", "latent", "scales"), 1),
+    "held_out": 2,  # for a standard error
+    **dict.fromkeys(("depth", "anneal", "decay", "clip"), 0),
+}
+
+
+def _check_settings(chosen: dict[str, Any]) -> None:
+    for name in ("lr", "epoch_decay"):
+        if not chosen.get(name, 1) > 0:
+            raise CommandError(f"{_option(name)} must be positive; got {chosen[name]}")
+    for name, least in LEAST.items():
+        values = chosen.get(name, least)
+        for value in values if isinstance(values, tuple) else [values]:
+            if not value >= least:
+                raise CommandError(f"{_option(name)} must be at least {least}; got {value}")
+    if "scales" in chosen and len(chosen["hidden"]) != 1:
+        raise CommandError(f"--hidden must be one number for --flow glow; got {chosen['hidden']}")
+    if chosen["amp"] and chosen["dtype"] != "float32":
+        raise CommandError(f"--amp is for --dtype float32; got {chosen['dtype']}")
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def _check_free(args: argparse.Namespace) -> None:
@@ -225,26 +264,25 @@ def _train(args: argparse.Namespace) -> int:
     trainer = _resumed(args) if started else _fresh(args)
     first, steps = trainer.step, args.steps
     print(f"{report.described(trainer)}; steps {first + 1} to {steps}; writing to {args.out}", flush=True)
-    start = time.monotonic()
-    stopped = _advance(trainer, args)
-    if stopped:
+    seconds = _advance(trainer, args)
+    if trainer.step < steps:
         print(f"stopped after step {trainer.step}; to go on: flowkernels train {_resume_options(args.series)}")
         return STOPPED
-    report.write(trainer, args.out, args.samples, trainer.step - first, time.monotonic() - start)
+    report.write(trainer, args.out, args.samples, trainer.step - first, seconds)
     return 0
 
 
-def _advance(trainer: Trainer, args: argparse.Namespace) -> bool:
-    """Train up to the last step, or until asked to stop; returns whether it was."""
+def _advance(trainer: Trainer, args: argparse.Namespace) -> float:
+    """Train up to the last step, or until asked to stop; returns the seconds that steps took."""
     metrics = checkpoint.Metrics(args.out / "metrics.csv", trainer.step, trainer.objective.unit)
     progress = Progress(trainer.step, args.steps)
-    stopping = False
+    stopping, seconds = False, 0.0
     try:
         with _stop_requests() as stop_requested:
             while trainer.step < args.steps and not stopping:
+                start = time.perf_counter()
                 loss = trainer.advance()
-                if not math.isfinite(loss):
-                    raise CommandError(f"the loss is {loss} at step {trainer.step}: try a lower --lr")
+                seconds += time.perf_counter() - start
                 saving = trainer.step % args.checkpoint_every == 0 or trainer.step == args.steps
                 metrics.add(trainer.step, trainer.batches.epoch, loss, trainer.held_out() if saving else None)
                 progress.show(trainer.step, f"{loss:.4f} {trainer.objective.unit}")
@@ -255,7 +293,7 @@ def _advance(trainer: Trainer, args: argparse.Namespace) -> bool:
     finally:
         progress.close()
         metrics.close()
-    return trainer.step < args.steps
+    return seconds
 
 
 def _resume_options(args: argparse.Namespace) -> str:
@@ -265,5 +303,8 @@ def _resume_options(args: argparse.Namespace) -> str:
     for name in dict.fromkeys(names):
         value = getattr(args, name)
         if value is not None:
-            words += [f"--{name.replace('_', '-')}", *(value if isinstance(value, (list, tuple)) else [value])]
+            words += [
+                _option(name),
+                *(value if isinstance(value, (list, tuple)) else [value] if value is not True else []),
+            ]
     return shlex.join([*map(str, words), "--resume"])

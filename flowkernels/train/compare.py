@@ -10,7 +10,7 @@ import time
 import torch
 
 from .. import backends
-from . import figures
+from . import cost, figures
 from .config import Config
 from .data import Data
 from .errors import CommandError
@@ -19,6 +19,7 @@ from .trainer import Trainer
 
 # Largest relative difference allowed of the losses at any step, and of the gradients.
 TOLERANCES = {"float32": (1e-3, 1e-5), "float64": (1e-9, 1e-9)}
+SMALL = 0.01
 
 
 @dataclasses.dataclass
@@ -54,8 +55,18 @@ def relative_difference(eager: torch.Tensor, fused: torch.Tensor) -> float:
     return 0.0 if torch.equal(eager, fused) else ((fused - eager).norm() / eager.norm()).item()
 
 
+def gradient_difference(eager: list[torch.Tensor], fused: list[torch.Tensor]) -> float:
+    """Largest difference of a parameter's gradient, relative to its norm or to `SMALL` of the whole gradient's.
+
+    The gradient of a single number, such as a coupling's bound, is a sum of terms that may cancel to almost nothing.
+    """
+    whole = torch.stack([gradient.norm() for gradient in eager]).norm()
+    pairs = zip(eager, fused)
+    return max(((f - e).norm() / torch.maximum(e.norm(), SMALL * whole)).item() for e, f in pairs)
+
+
 def compare(config: Config, known: Data, device: torch.device, steps: int, out: pathlib.Path) -> bool:
-    """Train eager and fused in turn, print and write how they differ.
+    """Train eager and fused in turn, print and write how they differ, and of image flows what each costs.
 
     Writes compare.csv and, with matplotlib, compare.png to `out`.
 
@@ -103,14 +114,15 @@ def _report(eager: Side, fused: Side, dtype: str) -> tuple[list[float], float]:
         relative_difference(torch.tensor(e, dtype=torch.float64), torch.tensor(f, dtype=torch.float64))
         for e, f in zip(eager.losses, fused.losses)
     ]
-    gradients = zip(eager.gradients(state), fused.gradients(state))
-    gradient = max(relative_difference(e, f) for e, f in gradients)
+    gradient = gradient_difference(eager.gradients(state), fused.gradients(state))
     allowed_curve, allowed_gradient = TOLERANCES[dtype]
     held_out_name = f"held-out {eager.trainer.objective.unit}"
     print(f"{'':14}{'loss, last step':>16}{held_out_name:>19}{'time':>10}{'median step':>13}")
     for side, value in zip((eager, fused), held_out):
         median = statistics.median(side.seconds)
         print(f"{side.name:14}{side.losses[-1]:16.6f}{value:19.6f}{sum(side.seconds):9.2f}s{median * 1e3:11.2f}ms")
+    if eager.trainer.config.of_images:
+        _report_costs(eager, fused)
     worst = max(range(len(curve)), key=curve.__getitem__)
     print(
         f"losses over {len(curve)} steps: largest relative difference {max(curve):.1e}, at step {worst + 1}"
@@ -118,6 +130,14 @@ def _report(eager: Side, fused: Side, dtype: str) -> tuple[list[float], float]:
     )
     print(f"gradients from one checkpoint: largest relative difference {gradient:.1e} (allowed {allowed_gradient:.0e})")
     return curve, gradient
+
+
+def _report_costs(eager: Side, fused: Side) -> None:
+    """Print what each needs alone in a process: memory, and time for samples."""
+    found = [(side, cost.measure(side.trainer.config, side.trainer.device, side.backend)) for side in (eager, fused)]
+    for side, values in found:
+        memory = f"{values['peak_mb']:8.0f} MB at most, " if "peak_mb" in values else ""
+        print(f"{side.name:14}{memory}{values['step_ms']:.2f} ms a step, {values['images_per_second']:.1f} samples/s")
 
 
 def _write(out: pathlib.Path, eager: Side, fused: Side, curve: list[float], config: Config) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import pathlib
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from .. import models
 from ..bases import DiagonalNormal
 from ..flows import Flow
 from ..nn import Dequantize, Permute, Planar, Radial, checkerboard_mask
-from .data import PICTURES
+from .data import PICTURES, has_pictures
 from .errors import CommandError
 from .targets import TARGETS
 
@@ -21,7 +22,7 @@ DTYPES = {"float32": torch.float32, "float64": torch.float64}
 BINARIZE = ("sample", "threshold")
 LAYERS = {"planar": Planar, "radial": Radial}
 
-_COMMON: dict[str, Any] = {"batch": 128, "lr": 1e-3, "seed": 0, "dtype": "float32"}
+_COMMON: dict[str, Any] = {"batch": 128, "lr": 1e-3, "seed": 0, "dtype": "float32", "clip": 0.0, "amp": False}
 _STACK = {"depth": 8, "batch": 512, "lr": 5e-3, "decay": None}
 _AUTOENCODER = {
     "depth": 8,
@@ -32,6 +33,8 @@ _AUTOENCODER = {
     "anneal": None,
     "decay": None,
 }
+# Of the UvA tutorial: the rate falls by a hundredth at each epoch, gradients are cut to length 1.
+_IMAGES: dict[str, Any] = {**_COMMON, "epoch_decay": 0.99, "clip": 1.0, "decay": 0, "held_out": 1000}
 # The settings of each flow that a checkpoint decides, with their defaults; None follows from the steps.
 SETTINGS: dict[str, dict[str, Any]] = {
     "realnvp": {**_COMMON, "transforms": 8, "hidden": (128, 128)},
@@ -39,8 +42,18 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "radial": {**_COMMON, **_STACK},
     "planar-vae": {**_COMMON, **_AUTOENCODER},
     "radial-vae": {**_COMMON, **_AUTOENCODER},
+    "uva-simple": _IMAGES,
+    "uva-vardeq": _IMAGES,
+    "uva-multiscale": _IMAGES,
+    "glow": {**_IMAGES, "scales": 2, "transforms": 8, "hidden": (128,)},
 }
-STEPS = {"realnvp": 1000, "planar": 4000, "radial": 4000, "planar-vae": 5000, "radial-vae": 5000}
+IMAGE_FLOWS = tuple(name for name, known in SETTINGS.items() if "held_out" in known)  # over (B, C, H, W), not rows
+STEPS = {
+    "realnvp": 1000,
+    **dict.fromkeys(("planar", "radial"), 4000),
+    **dict.fromkeys(("planar-vae", "radial-vae"), 5000),
+    **dict.fromkeys(IMAGE_FLOWS, 1000),
+}
 
 
 def annealing(flow: str, steps: int) -> int:
@@ -67,13 +80,18 @@ class Config:
     lr: float
     seed: int
     dtype: str
+    clip: float = 0.0
+    amp: bool = False
     transforms: int | None = None
     hidden: tuple[int, ...] | None = None
+    scales: int | None = None
     depth: int | None = None
     latent: int | None = None
     binarize: str | None = None
     anneal: int | None = None
     decay: int | None = None
+    epoch_decay: float | None = None
+    held_out: int | None = None
 
     def plain(self) -> dict:
         """For a checkpoint."""
@@ -89,7 +107,12 @@ class Config:
     def title(self) -> str:
         """The run in a few words."""
         depth = "" if self.depth is None else f" (K = {self.depth})"
-        return f"{self.flow}{depth} on {self.data}"
+        return f"{self.flow}{depth} on {pathlib.Path(self.data).name}"
+
+    @property
+    def of_images(self) -> bool:
+        """Whether the model takes pictures as (B, C, H, W) rather than rows."""
+        return self.flow in IMAGE_FLOWS
 
 
 def settings(data: str, flow: str) -> dict[str, Any]:
@@ -98,17 +121,35 @@ def settings(data: str, flow: str) -> dict[str, Any]:
     Raises:
         CommandError: for a flow that these data cannot train.
     """
-    if flow.endswith("-vae") and data not in PICTURES:
-        raise CommandError(f"--flow {flow} needs pictures ({', '.join(PICTURES)}); got --data {data}")
+    if (flow.endswith("-vae") or flow in IMAGE_FLOWS) and not has_pictures(data):
+        raise CommandError(f"--flow {flow} needs pictures ({', '.join(PICTURES)}, or a folder); got --data {data}")
     return {**SETTINGS[flow], **({"anneal": None} if data in TARGETS else {})}
 
 
 def build_model(config: Config) -> nn.Module:
-    """The model of a run: a `Flow`, or a `VAE` for the flows whose name says so."""
+    """The model of a run: a `Flow`, or a `VAE` for the flows whose name says so.
+
+    Raises:
+        CommandError: for pictures of a size that the flow cannot take.
+    """
+    try:
+        return _build(config)
+    except ValueError as error:
+        raise CommandError(f"--flow {config.flow} cannot be built for {config.data}: {error}") from None
+
+
+def _build(config: Config) -> nn.Module:
     features = math.prod(config.shape)
     if config.flow.endswith("-vae"):
         kind = config.flow.removesuffix("-vae")
         return models.vae(features, latent=config.latent, hidden=config.hidden, flow=kind, depth=config.depth)
+    if config.flow.startswith("uva-"):
+        return models.uva(config.flow.removeprefix("uva-"), image_shape=config.shape, levels=config.levels)
+    if config.flow == "glow":
+        (hidden,) = config.hidden or ()
+        return models.glow(
+            config.shape, scales=config.scales, steps=config.transforms, hidden=hidden, levels=config.levels
+        )
     if config.flow == "realnvp":
         couplings = models.realnvp(features, transforms=config.transforms, hidden=config.hidden)
         return couplings if config.levels == 0 else _checkerboard(config, couplings)

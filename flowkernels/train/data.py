@@ -1,113 +1,49 @@
-"""Pictures and points to train on. Nothing is downloaded."""
+"""What to train on, by name, and its batches. Nothing is downloaded."""
 
 from __future__ import annotations
 
-import dataclasses
-import gzip
-import math
 import pathlib
-import zlib
 
 import torch
 from torch import Tensor
 
-from . import points
+from . import pictures, points
 from .errors import CommandError
+from .pictures import Pictures
 from .targets import TARGETS, Target
 
-FASHION_DIR = "/usr/share/datasets/fashion-mnist"  # of Debian's package
-
-PICTURES = ("digits", "fashion-mnist", "mnist")
+PICTURES = ("digits", "fashion-mnist", "mnist", "cifar10")
 NAMES = (*PICTURES, *points.NAMES, *TARGETS)
-
-
-@dataclasses.dataclass(frozen=True)
-class Pictures:
-    """Pictures as rows of whole numbers 0, ..., levels - 1, split for good into training and held-out ones.
-
-    `train` and `held_out` are uint8 of shape (N, D); `shape` is (channels, height, width), whose product is D.
-    """
-
-    train: Tensor
-    held_out: Tensor
-    shape: tuple[int, int, int]
-    levels: int
-
-    @property
-    def features(self) -> int:
-        """The number D of pixels."""
-        return math.prod(self.shape)
-
 
 Data = Pictures | points.Points | Target
 
 
+def has_pictures(name: str) -> bool:
+    """Whether the data are pictures: those that have a name, or a folder's."""
+    return name not in points.NAMES and name not in TARGETS
+
+
 def load(name: str, data_dir: str | None = None) -> Data:
-    """The data called `name`, one of `NAMES`.
+    """The data called `name`, one of `NAMES`, or the images in the folder `name`.
 
     Raises:
         CommandError: for pictures that are not on this machine, saying what to install.
     """
-    if name not in PICTURES[1:] and data_dir is not None:
-        raise CommandError(f"--data-dir means nothing for {name}, which is not in files; got {data_dir}")
+    in_files = name in PICTURES[1:]
+    if data_dir is not None and not in_files:
+        raise CommandError(f"--data-dir means nothing for {name}, but for {', '.join(PICTURES[1:])}; got {data_dir}")
     if name == "digits":
-        return _digits()
+        return pictures.digits()
     if name in points.NAMES:
         return points.load(name)
     if name in TARGETS:
         return TARGETS[name]
-    if name == "mnist" and data_dir is None:
-        raise CommandError("say with --data-dir where the IDX files of MNIST are")
-    return _idx_pictures(pathlib.Path(data_dir or FASHION_DIR))
-
-
-def _digits() -> Pictures:
-    """scikit-learn's 1797 handwritten digits, 8x8, 17 levels; every sixth is held out."""
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError:
-        message = "the digits come with scikit-learn, which is not installed: pip install scikit-learn"
-        raise CommandError(message) from None
-    images = torch.from_numpy(load_digits().data).to(torch.uint8)
-    held_out = torch.arange(len(images)) % 6 == 5
-    return Pictures(images[~held_out], images[held_out], (1, 8, 8), 17)
-
-
-def _idx_pictures(directory: pathlib.Path) -> Pictures:
-    train = read_idx(directory, "train-images-idx3-ubyte")
-    held_out = read_idx(directory, "t10k-images-idx3-ubyte")
-    return Pictures(train.flatten(1), held_out.flatten(1), (1, *train.shape[1:]), 256)
-
-
-def read_idx(directory: pathlib.Path, name: str) -> Tensor:
-    """The images in an IDX file, gzipped or not, as uint8 of shape (N, height, width).
-
-    Raises:
-        CommandError: if there is no such file, or it holds something else.
-    """
-    for path in (directory / name, directory / f"{name}.gz"):
-        if path.is_file():
-            return _parse_idx(path)
-    raise CommandError(
-        f"no {name} or {name}.gz in {directory}: install Debian's package dataset-fashion-mnist"
-        " (apt-get install dataset-fashion-mnist), or say with --data-dir where the files are"
-    )
-
-
-def _parse_idx(path: pathlib.Path) -> Tensor:
-    """IDX: bytes 0, 0, type (8 = unsigned byte), number of dimensions; big-endian 32-bit sizes; the values."""
-    try:
-        content = path.read_bytes()
-        if path.suffix == ".gz":
-            content = gzip.decompress(content)
-    except (OSError, EOFError, zlib.error) as error:
-        raise CommandError(f"{path} cannot be read: {error}") from None
-    if content[:4] != bytes((0, 0, 8, 3)):
-        raise CommandError(f"{path} is not an IDX file of images: it starts with {content[:4].hex()}, not 00000803")
-    sizes = [int.from_bytes(content[i : i + 4], "big") for i in (4, 8, 12)]
-    if len(content) != 16 + math.prod(sizes):
-        raise CommandError(f"{path} should hold {math.prod(sizes)} pixels; it holds {len(content) - 16}")
-    return torch.frombuffer(bytearray(content), dtype=torch.uint8, offset=16).reshape(sizes)
+    if not in_files:
+        return pictures.folder(pathlib.Path(name))
+    if data_dir is None and name != "fashion-mnist":
+        raise CommandError(f"say with --data-dir where the files of {name} are")
+    directory = pathlib.Path(data_dir or pictures.FASHION_DIR)
+    return pictures.cifar(directory) if name == "cifar10" else pictures.idx(directory)
 
 
 class Batches:

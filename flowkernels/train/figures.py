@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import math
 import pathlib
 import statistics
@@ -9,6 +11,8 @@ import sys
 
 import torch
 from torch import Tensor
+
+COLORS = ("#1d3557", "#c44e34", "#2a9d8f", "#e9a03b")
 
 
 def available() -> bool:
@@ -22,26 +26,38 @@ def available() -> bool:
     return True
 
 
-def tiled(pictures: Tensor, shape: tuple[int, int, int]) -> Tensor:
-    """Pictures of shape (N, D) as one (height, width) sheet, nearly square, light lines of NaN between them."""
-    n = len(pictures)
-    columns = max(1, math.ceil(math.sqrt(n)))
-    rows = max(1, math.ceil(n / columns))
-    _, height, width = shape
-    sheet = torch.full((rows * (height + 1) + 1, columns * (width + 1) + 1), math.nan)
-    for i, picture in enumerate(pictures.cpu().float()):
-        top, left = i // columns * (height + 1) + 1, i % columns * (width + 1) + 1
-        sheet[top : top + height, left : left + width] = picture.reshape(shape)[0]
-    return sheet
+@dataclasses.dataclass(frozen=True)
+class Sheet:
+    """Pictures side by side: their shape (channels, height, width), their levels, and how many there are in a row.
+
+    `columns` of 0 makes the sheet nearly square.
+    """
+
+    shape: tuple[int, ...]
+    levels: int
+    columns: int = 0
+
+    def tiled(self, pictures: Tensor) -> Tensor:
+        """N pictures as one image (height, width, 3) of values from 0 to 1, white lines between them."""
+        columns = self.columns or max(1, math.ceil(math.sqrt(len(pictures))))
+        rows = max(1, math.ceil(len(pictures) / columns))
+        _, height, width = self.shape
+        sheet = torch.ones(rows * (height + 1) + 1, columns * (width + 1) + 1, 3)
+        for i, picture in enumerate(pictures.cpu().float() / (self.levels - 1)):
+            top, left = i // columns * (height + 1) + 1, i % columns * (width + 1) + 1
+            sheet[top : top + height, left : left + width] = picture.reshape(self.shape).permute(1, 2, 0)
+        return sheet
 
 
-def sheets(path: pathlib.Path, titled: dict[str, Tensor], shape: tuple[int, int, int], levels: int) -> None:
+def sheets(path: pathlib.Path, titled: dict[str, Tensor], sheet: Sheet, side: float = 4.6) -> None:
     """Sheets of pictures side by side, each under its title."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(4.6 * len(titled), 4.9), dpi=150, layout="constrained")
-    for axes, (title, pictures) in zip(figure.subplots(1, len(titled), squeeze=False)[0], titled.items()):
-        axes.imshow(tiled(pictures, shape).numpy(), cmap="gray", vmin=0, vmax=levels - 1, interpolation="nearest")
+    drawn = {title: sheet.tiled(pictures) for title, pictures in titled.items()}
+    height, width, _ = next(iter(drawn.values())).shape
+    figure = Figure(figsize=(side * len(drawn), side * height / width + 0.3), dpi=150, layout="constrained")
+    for axes, (title, image) in zip(figure.subplots(1, len(drawn), squeeze=False)[0], drawn.items()):
+        axes.imshow(image.numpy(), interpolation="nearest")
         axes.set_title(title, fontsize=11)
         axes.set_axis_off()
     figure.savefig(path)
@@ -105,7 +121,7 @@ def evidence(path: pathlib.Path, results: dict[str, dict[int, list[dict]]]) -> N
     figure = Figure(figsize=(8.6, 3.6), dpi=110, layout="constrained")
     bounds, gaps = figure.subplots(1, 2)
     depths = sorted({depth for by_depth in results.values() for depth in by_depth})
-    for (name, by_depth), color in zip(results.items(), ("#1d3557", "#c44e34", "#2a9d8f", "#e9a03b")):
+    for (name, by_depth), color in zip(results.items(), COLORS):
         places = [depths.index(depth) for depth in by_depth]
         elbo, likelihood, gap = (
             [[run[key] for run in runs] for runs in by_depth.values()] for key in ("elbo", "log_likelihood", "gap")
@@ -127,6 +143,35 @@ def evidence(path: pathlib.Path, results: dict[str, dict[int, list[dict]]]) -> N
     figure.savefig(path)
 
 
+@dataclasses.dataclass(frozen=True)
+class Bits:
+    """Of a run: its name, (step, bits per dimension of held-out pictures), and the final estimate with its error."""
+
+    name: str
+    held_out: list[tuple[int, float]]
+    bpd: float
+    error: float
+
+
+def bits(path: pathlib.Path, runs: list[Bits]) -> None:
+    """Bits per dimension of held-out pictures as runs went, and what each came to with its standard error."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9.2, 3.6), dpi=110, layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(3, 2))
+    for place, (run, color) in enumerate(zip(runs, itertools.cycle(COLORS))):
+        left.plot(*zip(*run.held_out), "o-", color=color, markersize=3, label=run.name)
+        right.errorbar([place], [run.bpd], yerr=[run.error], fmt="o", color=color, capsize=4)
+        right.annotate(f"{run.bpd:.3f}", (place, run.bpd), (7, -3), textcoords="offset points", fontsize=8)
+    _label(left, "held out, one draw of the noise", "bits per dimension")
+    _show_most(left, [bpd for run in runs for _, bpd in run.held_out])
+    right.set_title("at the end, with standard error", fontsize=11)
+    right.set_xticks(range(len(runs)), [run.name.replace(" on ", "\n") for run in runs], fontsize=8)
+    right.set_xlim(-0.5, len(runs) - 0.3)
+    right.grid(alpha=0.3)
+    figure.savefig(path)
+
+
 def _label(axes, title: str, quantity: str) -> None:
     axes.set_title(title, fontsize=11)
     axes.set_xlabel("step")
@@ -136,7 +181,7 @@ def _label(axes, title: str, quantity: str) -> None:
 
 
 def _show_most(axes, values: list[float]) -> None:
-    """Fit the axis to all but the first steps, which fall so far that they would flatten the rest."""
-    settled = values[len(values) // 20 :]
-    margin = 0.06 * (max(settled) - min(settled)) or 1
-    axes.set_ylim(min(settled) - margin, max(settled) + margin)
+    """Fit the axis to all but the first steps, which are so high that they would flatten the rest."""
+    settled = sorted(values)[: len(values) - len(values) // 20]
+    margin = 0.06 * (settled[-1] - settled[0]) or 1
+    axes.set_ylim(settled[0] - margin, settled[-1] + margin)

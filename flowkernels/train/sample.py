@@ -11,7 +11,6 @@ import torch
 
 from . import checkpoint, figures, plane, report
 from .config import DTYPES, Config, build_model
-from .data import PICTURES
 from .errors import CommandError
 
 
@@ -19,7 +18,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``flowkernels sample``."""
     parser.add_argument("checkpoint", type=pathlib.Path, help="checkpoint.pt of flowkernels train, or its directory")
     parser.add_argument("--n", type=int, default=64, help="how many (default 64)")
-    parser.add_argument("--temperature", type=float, default=1.0, help="scales the latents' deviation (default 1)")
+    warm = "scales the latents' deviation (default 1); several make a sheet each"
+    parser.add_argument("--temperature", type=float, nargs="+", default=[1.0], metavar="T", help=warm)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("samples.png"), help="default samples.png")
 
@@ -27,8 +27,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Draw samples into a figure; returns the exit status, 2 for what cannot be done."""
     try:
-        if args.n < 1 or not args.temperature >= 0:
-            raise CommandError(f"--n must be positive and --temperature not negative; got {args.n}, {args.temperature}")
+        if args.n < 1:
+            raise CommandError(f"--n must be positive; got {args.n}")
+        for temperature in args.temperature:
+            if not temperature >= 0:
+                raise CommandError(f"--temperature must not be negative; got {temperature}")
         state = checkpoint.load(args.checkpoint)
         if not figures.available():
             return 2
@@ -43,12 +46,17 @@ def _draw(args: argparse.Namespace, state: dict) -> None:
     config = Config.from_plain(state["config"])
     model: Any = build_model(config).to(DTYPES[config.dtype])
     model.load_state_dict(state["model"])
-    how = {"temperature": args.temperature, "generator": torch.Generator().manual_seed(args.seed)}
-    title = f"{config.title} after {state['step']} steps, temperature {args.temperature:g}"
+    model.eval()
+    samples = {}
+    for temperature in args.temperature:
+        how = {"temperature": temperature, "generator": torch.Generator().manual_seed(args.seed)}
+        drawn = report.pictures(model, config, args.n, **how) if config.levels else model.sample(args.n, **how)
+        samples[f"temperature {temperature:g}"] = drawn
+    if len(samples) == 1:
+        samples = {f"{config.title} after {state['step']} steps, {title}": drawn for title, drawn in samples.items()}
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    if config.data in PICTURES:
-        samples = report.pictures(model, config, args.n, **how)
-        figures.sheets(args.out, {title: samples}, config.shape, config.levels)
+    if config.levels:
+        figures.sheets(args.out, samples, figures.Sheet(config.shape, config.levels))
     else:
-        plane.panels(args.out, [{title: model.sample(args.n, **how)}], side=4.6)
+        plane.panels(args.out, [samples], side=4.6)
     print(args.out)

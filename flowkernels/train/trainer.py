@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,10 +12,11 @@ from torch import Tensor
 
 from .config import DTYPES, Config, build_model
 from .data import Batches, Data
+from .errors import CommandError
 from .objective import objective
 
 EVALUATION_SEED = 20_240_229  # held-out data always meet the same noise
-EVALUATION_BATCH = 1024
+EVALUATION_BATCH = 256
 SLOWEST = 0.01  # of the learning rate, that falls linearly
 
 
@@ -52,6 +54,7 @@ class Trainer:
         self.device = device
         self.dtype = DTYPES[config.dtype]
         self.data = data
+        self.measured = data.held_out[: config.held_out]
         self.objective = objective(config, data)
         self.random = _RandomStream(config.seed, device)
         self.batches = Batches(len(data.train), config.batch, config.seed)
@@ -61,44 +64,68 @@ class Trainer:
         self.step = 0
 
     def _placed(self, rows: Tensor) -> Tensor:
-        return rows.to(self.device, self.dtype)
+        """On the device; whole numbers stay bytes, which a dequantizing layer reads as they are, but for float64."""
+        rows = rows if self.config.of_images else rows.flatten(1)
+        return rows.to(self.device, rows.dtype if self.dtype == torch.float32 else self.dtype)
 
     def gradient_step(self) -> Tensor:
         """The loss of the next batch; its gradient is left in the parameters."""
         rows = self._placed(self.data.train[self.batches.next()])
-        with self.random.flowing():
+        amp = torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.amp)
+        with self.random.flowing(), amp:
             loss = self.objective.loss(self.model, rows, self.step)
         self.optimizer.zero_grad()
         loss.backward()
         return loss.detach()
 
     def advance(self) -> float:
-        """One step; returns the loss of its batch, before the update."""
-        loss = self.gradient_step()
+        """One step; returns the loss of its batch, before the update.
+
+        Raises:
+            CommandError: for a loss or a clipped gradient that is not finite, before it reaches the parameters.
+        """
+        loss = self.gradient_step().item()
+        self._check_finite("loss", loss)
+        if self.config.clip:
+            norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
+            self._check_finite("norm of the gradient", norm.item())
         self.optimizer.param_groups[0]["lr"] = self.config.lr * self._pace()
         self.optimizer.step()
         self.step += 1
-        return loss.item()
+        return loss
+
+    def _check_finite(self, name: str, value: float) -> None:
+        if not math.isfinite(value):
+            raise CommandError(f"the {name} is {value} at step {self.step + 1}: try a lower --lr")
 
     def _pace(self) -> float:
-        decay = self.config.decay
-        return max(SLOWEST, 1 - self.step / decay) if decay else 1.0
+        """The share of the learning rate at this step."""
+        falling = (self.config.epoch_decay or 1.0) ** self.batches.epoch
+        return falling * (max(SLOWEST, 1 - self.step / self.config.decay) if self.config.decay else 1.0)
 
-    @torch.no_grad()
+    @contextlib.contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        """Noise that is the same each time, and layers that learn nothing from what they see."""
+        self.model.eval()
+        try:
+            with _RandomStream(EVALUATION_SEED, self.device).flowing(), torch.no_grad():
+                yield
+        finally:
+            self.model.train()
+
     def held_out(self) -> float:
         """The mean of the objective over held-out data, with noise that is the same each time."""
         total = torch.zeros((), dtype=torch.float64)
-        with _RandomStream(EVALUATION_SEED, self.device).flowing():
-            for rows in self.data.held_out.split(EVALUATION_BATCH):
+        with self._evaluating():
+            for rows in self.measured.split(EVALUATION_BATCH):
                 total += self.objective.held_out(self.model, self._placed(rows)).double().sum().cpu()
-        return total.item() / len(self.data.held_out)
+        return total.item() / len(self.measured)
 
-    @torch.no_grad()
-    def results(self, samples: int) -> dict[str, float]:
+    def results(self, samples: int) -> dict[str, Any]:
         """What is reported of the model on held-out data, by name, with noise that is the same each time."""
         held_out = self.held_out()
-        with _RandomStream(EVALUATION_SEED, self.device).flowing():
-            more = self.objective.results(self.model, self._placed(self.data.held_out), samples)
+        with self._evaluating():
+            more = self.objective.results(self.model, self._placed(self.measured), samples)
         return {f"held_out_{self.objective.unit}": held_out, **more}
 
     def state_dict(self) -> dict:

@@ -60,12 +60,20 @@ def test_without_matplotlib_there_are_no_figures(run_train, run_sample, tmp_path
 
 
 def test_a_sheet_shows_every_picture_in_its_place():
-    pictures = torch.arange(3 * 6).reshape(3, 6)
-    sheet = figures.tiled(pictures, (1, 2, 3))
-    assert sheet.shape == (2 * 3 + 1, 2 * 4 + 1)
-    assert torch.equal(sheet[1:3, 5:8], pictures[1].reshape(2, 3).float())
-    assert torch.equal(sheet[4:6, 1:4], pictures[2].reshape(2, 3).float())
-    assert sheet[4:6, 5:8].isnan().all()
+    pictures = torch.arange(3 * 6).reshape(3, 1, 2, 3)
+    sheet = figures.Sheet((1, 2, 3), 18).tiled(pictures)
+    assert sheet.shape == (2 * 3 + 1, 2 * 4 + 1, 3)
+    torch.testing.assert_close(sheet[1:3, 5:8, 0], pictures[1, 0] / 17)
+    torch.testing.assert_close(sheet[4:6, 1:4, 2], pictures[2, 0] / 17)
+    assert (sheet[4:6, 5:8] == 1).all()
+    assert figures.Sheet((1, 2, 3), 18, columns=3).tiled(pictures).shape == (3 + 1, 3 * 4 + 1, 3)
+
+
+def test_a_sheet_of_colours_shows_them():
+    pictures = torch.tensor([255, 0, 0, 0, 255, 0], dtype=torch.uint8).reshape(2, 3, 1, 1)
+    sheet = figures.Sheet((3, 1, 1), 256).tiled(pictures)
+    assert sheet[1, 1].tolist() == [1, 0, 0]
+    assert sheet[1, 3].tolist() == [0, 1, 0]
 
 
 def test_a_trainer_leaves_the_global_random_stream_alone():

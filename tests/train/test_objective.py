@@ -6,7 +6,7 @@ import torch
 
 import flowkernels as fk
 from flowkernels.train import config, objective, targets
-from flowkernels.train.data import Pictures
+from flowkernels.train.pictures import Pictures
 
 
 def make(flow, data, **changes):
@@ -15,9 +15,7 @@ def make(flow, data, **changes):
     return config.Config(data=data, flow=flow, **pictures, **known)
 
 
-PICTURES = Pictures(
-    torch.randint(17, (40, 4)).to(torch.uint8), torch.randint(17, (8, 4)).to(torch.uint8), (1, 2, 2), 17
-)
+PICTURES = Pictures(*(torch.randint(17, (n, 1, 2, 2)).to(torch.uint8) for n in (40, 8)), 17)
 
 
 def test_annealing_is_that_of_the_paper():
@@ -97,7 +95,7 @@ def test_results_of_an_autoencoder():
     elbo = objective.NegativeElbo(settings, PICTURES)
     model = config.build_model(settings)
     with torch.no_grad():
-        found = elbo.results(model, PICTURES.held_out.float(), 50)
+        found = elbo.results(model, PICTURES.held_out.flatten(1), 50)
     assert set(found) == {"elbo", "log_likelihood", "gap"}
     assert math.isclose(found["gap"], found["log_likelihood"] - found["elbo"])
 

@@ -65,8 +65,3 @@ def test_the_checkerboard_has_eight_squares():
     squares = (points.load("checkerboard").train / 2).floor().long() + 2
     assert ((squares.sum(1) % 2) == 0).all()
     assert len(squares.unique(dim=0)) == 8
-
-
-def test_mnist_needs_a_directory():
-    with pytest.raises(CommandError, match="--data-dir where the IDX files of MNIST are"):
-        data.load("mnist")
