@@ -268,21 +268,21 @@ def _train(args: argparse.Namespace) -> int:
     if trainer.step < steps:
         print(f"stopped after step {trainer.step}; to go on: flowkernels train {_resume_options(args.series)}")
         return STOPPED
-    report.write(trainer, args.out, args.samples, trainer.step - first, seconds)
+    report.write(trainer, args.out, args.samples, seconds)
     return 0
 
 
-def _advance(trainer: Trainer, args: argparse.Namespace) -> float:
-    """Train up to the last step, or until asked to stop; returns the seconds that steps took."""
+def _advance(trainer: Trainer, args: argparse.Namespace) -> list[float]:
+    """Train up to the last step, or until asked to stop; returns the seconds that each step took."""
     metrics = checkpoint.Metrics(args.out / "metrics.csv", trainer.step, trainer.objective.unit)
     progress = Progress(trainer.step, args.steps)
-    stopping, seconds = False, 0.0
+    stopping, seconds = False, []
     try:
         with _stop_requests() as stop_requested:
             while trainer.step < args.steps and not stopping:
                 start = time.perf_counter()
                 loss = trainer.advance()
-                seconds += time.perf_counter() - start
+                seconds.append(time.perf_counter() - start)
                 saving = trainer.step % args.checkpoint_every == 0 or trainer.step == args.steps
                 metrics.add(trainer.step, trainer.batches.epoch, loss, trainer.held_out() if saving else None)
                 progress.show(trainer.step, f"{loss:.4f} {trainer.objective.unit}")

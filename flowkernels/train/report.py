@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
+import statistics
 from typing import Any
 
 import torch
@@ -54,8 +55,8 @@ def forget(out: pathlib.Path) -> None:
         (out / name).unlink(missing_ok=True)
 
 
-def write(trainer: Trainer, out: pathlib.Path, samples: int | None, steps: int, seconds: float) -> None:
-    """Evaluate the model, print and write the result, and draw the figures."""
+def write(trainer: Trainer, out: pathlib.Path, samples: int | None, seconds: list[float]) -> None:
+    """Evaluate the model, print and write the result with what each step took, and draw the figures."""
     result = read(out)
     if result.get("steps") == trainer.step and result.get("samples") == (samples or _samples(trainer)):
         print(f"finished before: {_sentence(result)}")
@@ -64,7 +65,7 @@ def write(trainer: Trainer, out: pathlib.Path, samples: int | None, steps: int, 
     if isinstance(trainer.objective, NegativeElbo):
         print(f"estimating log p(x) of {len(trainer.data.held_out)} pictures by {samples} samples each", flush=True)
     place = {name: getattr(trainer.config, name) for name in ("data", "flow", "depth", "seed")}
-    pace = {"ms_per_step": seconds / steps * 1e3} if steps else {}
+    pace = {"ms_per_step": statistics.median(seconds) * 1e3} if seconds else {}
     result = {**place, "steps": trainer.step, "samples": samples, **pace, **trainer.results(samples)}
     if each := result.pop("bpd_each", None):
         rows = [f"{number},{value!r}\n" for number, value in enumerate(each)]
@@ -72,7 +73,7 @@ def write(trainer: Trainer, out: pathlib.Path, samples: int | None, steps: int, 
     if trainer.config.of_images:
         result |= cost.measure(trainer.config, trainer.device, backends.NAMES[backends.requested()])
     checkpoint.replace_text(out / RESULT, json.dumps(result, indent=1) + "\n")
-    print(f"{_sentence(result)}; {steps} steps in {seconds:.1f} s{_pace(result)}")
+    print(f"{_sentence(result)}; {len(seconds)} steps in {sum(seconds):.1f} s{_pace(result)}")
     if trainer.config.data == "mnist" and isinstance(trainer.objective, NegativeElbo):
         print(PAPER)
     if figures.available():
