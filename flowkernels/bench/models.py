@@ -9,7 +9,7 @@ import functools
 from collections.abc import Callable, Iterator
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import backends
 from ..flows import Flow
@@ -24,11 +24,23 @@ PASSES = (FORWARD, TRAIN)
 TERMS = 1_000_000  # roundings pass through convolutions that sum thousands of products
 
 
-def _function(flow: Flow, names: list[str]) -> Callable[..., tuple[Tensor, ...]]:
+class _Written(nn.Module):
+    """Natural code as a module with the parameters of a flow, so that both are called in the same way."""
+
+    def __init__(self, flow: Flow, function: Callable[..., tuple[Tensor, ...]]) -> None:
+        super().__init__()
+        self.flow, self.function = flow, function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x, *self.flow.parameters())[0]
+
+
+def _function(model: nn.Module) -> Callable[..., tuple[Tensor, ...]]:
     """The log-density as a function of x and the parameters."""
+    names = [name for name, _ in model.named_parameters()]
 
     def log_prob(x: Tensor, *parameters: Tensor) -> tuple[Tensor, ...]:
-        return (torch.func.functional_call(flow, dict(zip(names, parameters)), (x,)),)
+        return (torch.func.functional_call(model, dict(zip(names, parameters)), (x,)),)
 
     return log_prob
 
@@ -44,9 +56,8 @@ def _spread_out(flow: Flow) -> None:
 def _problem(flow: Flow, x: Tensor, eager: Callable[..., tuple[Tensor, ...]] | None) -> Problem:
     _spread_out(flow)
     flow.to(x.device).eval()  # nothing is initialised by data
-    names, parameters = zip(*((name, p.detach().clone()) for name, p in flow.named_parameters()))
-    ours = _function(flow, list(names))
-    inputs = (x, *parameters)
+    ours = _function(flow)
+    inputs = (x, *(p.detach().clone() for p in flow.parameters()))
 
     def reference(*arguments: Tensor) -> tuple[Tensor, ...]:
         with backends.backend("reference"):
@@ -54,7 +65,7 @@ def _problem(flow: Flow, x: Tensor, eager: Callable[..., tuple[Tensor, ...]] | N
 
     return Problem(
         inputs,
-        Pair(eager or reference, None),
+        Pair(reference if eager is None else _function(_Written(flow, eager)), None),
         Pair(ours, None),
         {},
         functools.partial(counted, ours, inputs),
