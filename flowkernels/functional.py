@@ -304,8 +304,7 @@ def split(x: Tensor, mean: Tensor | None = None, log_std: Tensor | None = None) 
         >>> torch.equal(fk.merge(kept, out), x)
         True
     """
-    for name, value, optional in (("x", x, False), ("mean", mean, True), ("log_std", log_std, True)):
-        _check_tensor(name, value, optional)
+    _check_tensor("x", x, False)
     if x.dim() < 2 or x.shape[1] < 2:
         raise ValueError(f"x must have shape (B, C, ...) with at least two channels; got {tuple(x.shape)}")
     kept, out = x.chunk(2, 1)
