@@ -4,12 +4,28 @@ from __future__ import annotations
 
 import contextlib
 
+import hypothesis
 import pytest
 import torch
 
 from flowkernels import backends
 
 from .emulation.build import emulated_cuda  # noqa: F401  a fixture
+
+# A run of the tests is the same every time: the numbers that torch draws inside an example belong to it as well.
+hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
+hypothesis.settings.load_profile("repeatable")
+
+
+class TorchGenerator:
+    """torch's generator, as hypothesis seeds and restores it."""
+
+    seed = staticmethod(torch.manual_seed)
+    getstate = staticmethod(torch.get_rng_state)
+    setstate = staticmethod(torch.set_rng_state)
+
+
+hypothesis.register_random(TorchGenerator)
 
 
 def process_backends() -> list[str]:
