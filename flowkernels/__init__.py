@@ -14,18 +14,21 @@ from .functional import (
     planar,
     quantize,
     radial,
+    rational_quadratic_spline,
     split,
     squeeze,
     unsqueeze,
 )
 from .inspect import explain, warmup
 from .ops.affine_coupling import AffineForm
+from .ops.rational_quadratic_spline import SplineForm
 from .version import __version__
 
 __all__ = [
     "AffineForm",
     "BackendError",
     "Flow",
+    "SplineForm",
     "__version__",
     "actnorm",
     "affine_coupling",
@@ -39,6 +42,7 @@ __all__ = [
     "planar",
     "quantize",
     "radial",
+    "rational_quadratic_spline",
     "split",
     "squeeze",
     "unsqueeze",

@@ -24,6 +24,19 @@ def sum_rows(t: Tensor) -> Tensor:
     return t.unsqueeze(-1).flatten(1).sum(1)
 
 
+def split_passive(x: Tensor, passive: int) -> tuple[Tensor, Tensor]:
+    """The views (kept, active) of x: `passive` counts kept channels from the front, or from the back if negative."""
+    channels = x.shape[1]
+    if passive >= 0:
+        return x.narrow(1, 0, passive), x.narrow(1, passive, channels - passive)
+    return x.narrow(1, channels + passive, -passive), x.narrow(1, 0, channels + passive)
+
+
+def merge_passive(kept: Tensor, active: Tensor, passive: int) -> Tensor:
+    """What `split_passive` took apart."""
+    return torch.cat((kept, active) if passive >= 0 else (active, kept), dim=1)
+
+
 def memory_format(x: Tensor) -> torch.memory_format:
     """channels_last where x is channels_last and not contiguous, else contiguous."""
     if x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last):

@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..arguments import check_coupling_dtypes, check_mask, check_passive, check_same_device
 from .form import AffineForm
-
-DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
 def check(
@@ -21,43 +20,16 @@ def check(
     inverse: bool,
 ) -> None:
     """Raise TypeError or ValueError for arguments that no backend takes."""
-    _check_dtypes(x, raw, shift)
-    for name, tensor in (("raw", raw), ("shift", shift), ("mask", mask), ("bound", bound)):
-        if tensor is not None and tensor.device != x.device:
-            raise TypeError(f"{name} is on {tensor.device} and x on {x.device}; they must be on one device")
-    if x.dim() < 2:
-        raise ValueError(f"x must have a batch and a channel dimension; got shape {tuple(x.shape)}")
-    if not -x.shape[1] <= passive <= x.shape[1]:
-        raise ValueError(f"passive must be at most the {x.shape[1]} channels of x; got {passive}")
+    check_coupling_dtypes(x, raw)
+    if shift is not None and shift.dtype != raw.dtype:
+        raise TypeError(f"scale and shift must have one dtype; got {raw.dtype} and {shift.dtype}")
+    check_same_device(x, (("raw", raw), ("shift", shift), ("mask", mask), ("bound", bound)))
+    check_passive(x, passive)
     if mask is not None:
-        _check_mask(x, mask, passive)
+        check_mask(x, mask, passive)
     active = (x.shape[0], x.shape[1] - abs(passive), *x.shape[2:])
     _check_raw(x, active, raw, shift, form)
     _check_bound(x, active[1], bound, form)
-
-
-def _check_dtypes(x: Tensor, raw: Tensor, shift: Tensor | None) -> None:
-    for name, tensor in (("x", x), ("raw", raw)):
-        if tensor.dtype not in DTYPES:
-            supported = ", ".join(str(d) for d in DTYPES)
-            raise TypeError(f"{name} has dtype {tensor.dtype}; supported are {supported}")
-    if shift is not None and shift.dtype != raw.dtype:
-        raise TypeError(f"scale and shift must have one dtype; got {raw.dtype} and {shift.dtype}")
-    if x.dtype == torch.float64 and raw.dtype not in (torch.float64, torch.float32):
-        raise TypeError(f"with x in float64, raw must be float64 or float32; got {raw.dtype}")
-    if raw.dtype == torch.float64 and x.dtype != torch.float64:
-        raise TypeError(f"raw has dtype float64 and x has {x.dtype}; cast raw down or x up")
-
-
-def _check_mask(x: Tensor, mask: Tensor, passive: int) -> None:
-    if mask.dtype != torch.bool:
-        raise TypeError(f"mask must be boolean, True = passive (kept); got {mask.dtype}")
-    if passive:
-        raise ValueError(f"mask and passive exclude each other; got both, passive={passive}")
-    event = x.shape[1:]
-    fits = mask.dim() <= len(event) and all(m in (1, e) for m, e in zip(mask.shape[::-1], event[::-1]))
-    if not fits:
-        raise ValueError(f"mask of shape {tuple(mask.shape)} does not broadcast to the event shape {tuple(event)}")
 
 
 def _check_raw(x: Tensor, active: tuple[int, ...], raw: Tensor, shift: Tensor | None, form: AffineForm) -> None:

@@ -11,6 +11,7 @@ import math
 from torch import Tensor
 
 from ..cost import CHUNK, LONGEST_ROW, Cost, distinct_bytes
+from ..layout import split_passive
 from . import reference
 from .form import AffineForm
 
@@ -40,7 +41,7 @@ def forward(
 
 def _chunks(x: Tensor, passive: int) -> int:
     """Into how many pieces a row is cut."""
-    longest = max(math.prod(part.shape[1:]) for part in reference.split_passive(x, passive))
+    longest = max(math.prod(part.shape[1:]) for part in split_passive(x, passive))
     return 1 if longest <= LONGEST_ROW else -(-longest // CHUNK)
 
 
@@ -62,10 +63,10 @@ def backward(
     The partial sums of a bound's gradient are not counted: less than 1% of the rest.
     """
     of_x, of_raw, of_bound = wanted
-    active = reference.split_passive(saved, passive)[1].numel() * saved.element_size()
+    active = split_passive(saved, passive)[1].numel() * saved.element_size()
     read = distinct_bytes(mask)
     if grad_y is not None:
-        read += distinct_bytes(grad_y if of_x else reference.split_passive(grad_y, passive)[1])
+        read += distinct_bytes(grad_y if of_x else split_passive(grad_y, passive)[1])
     if form.scale != "additive":
         read += _scale_bytes(raw, shift, form) + distinct_bytes(bound)
         if of_raw or of_bound:

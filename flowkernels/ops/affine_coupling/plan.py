@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ..layout import TooManyDimensions, allocate_like, allocate_log_det
+from ..layout import TooManyDimensions, allocate_like, allocate_log_det, split_passive
 from ..native import DTYPES, Launch
 from ..plans import box, layout, plans, remember
 from . import reference
@@ -40,7 +40,7 @@ def _common(
     """What both plans hold. `named` are tensors of x's shape; the first decides the order of the walk."""
     active, kept = [], []
     for name, base in named:
-        kept_view, active_view = reference.split_passive(base, passive)
+        kept_view, active_view = split_passive(base, passive)
         active.append((name, active_view, base))
         kept.append((name + "_passive", kept_view, base))
     like = active[0][1]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..layout import accumulation_dtype
+from ..layout import accumulation_dtype, merge_passive, split_passive
 from .form import AffineForm
 
 
@@ -31,19 +31,6 @@ def split_raw(raw: Tensor, shift: Tensor | None, form: AffineForm) -> tuple[Tens
     else:
         first, second = raw[:, : raw.shape[1] // 2], raw[:, raw.shape[1] // 2 :]
     return (first, second) if form.layout.endswith("scale_shift") else (second, first)
-
-
-def split_passive(x: Tensor, passive: int) -> tuple[Tensor, Tensor]:
-    """The views (kept, active) of x: `passive` counts kept channels from the front, or from the back if negative."""
-    channels = x.shape[1]
-    if passive >= 0:
-        return x.narrow(1, 0, passive), x.narrow(1, passive, channels - passive)
-    return x.narrow(1, channels + passive, -passive), x.narrow(1, 0, channels + passive)
-
-
-def merge_passive(kept: Tensor, active: Tensor, passive: int) -> Tensor:
-    """What `split_passive` took apart."""
-    return torch.cat((kept, active) if passive >= 0 else (active, kept), dim=1)
 
 
 def _per_channel(bound: Tensor, dim: int) -> Tensor:
