@@ -1,5 +1,6 @@
 #include "bindings/affine_coupling.h"
 #include "bindings/elementwise.h"
+#include "bindings/rational_quadratic_spline.h"
 #include "bindings/stack.h"
 #include "cpu/kernels.h"
 
@@ -49,6 +50,17 @@ struct ElementwiseLaunchers {
   using SplitBackward = ElementwiseLauncher<SplitOptions, &cpu::Kernels::split_backward>;
 };
 
+struct SplineLaunchers {
+  static size_t forward_workspace(const SplineForwardPlan&) { return 0; }
+  static size_t backward_workspace(const SplineBackwardPlan&) { return 0; }
+  static void forward(const SplineForwardPlan& plan, const SplineForwardCall& call, void*, int, void*) {
+    cpu::kernels().rational_quadratic_spline_forward(plan, call);
+  }
+  static void backward(const SplineBackwardPlan& plan, const SplineBackwardCall& call, void*, int, void*) {
+    cpu::kernels().rational_quadratic_spline_backward(plan, call);
+  }
+};
+
 using Planar = StackLaunchers<PlanarOptions, &cpu::Kernels::planar_forward, &cpu::Kernels::planar_backward>;
 using Radial = StackLaunchers<RadialOptions, &cpu::Kernels::radial_forward, &cpu::Kernels::radial_backward>;
 
@@ -63,4 +75,5 @@ PYBIND11_MODULE(_cpu, module) {
   bind_stack<PlanarOptions, Planar>(module, "Planar");
   bind_stack<RadialOptions, Radial>(module, "Radial");
   bind_elementwise_ops<ElementwiseLaunchers>(module);
+  bind_rational_quadratic_spline<SplineLaunchers>(module);
 }

@@ -4,16 +4,13 @@
 
 #include <type_traits>
 
-#include "cpu/memory.h"
-#include "cpu/tiles.h"
+#include "cpu/coupling.h"
 
 namespace flowkernels::cpu::FLOWKERNELS_ISA {
 namespace {
 
 constexpr int64_t kBoundParts =
     64;  // partial gradients of a learned bound; fixed, so that sums never depend on threads
-
-constexpr double kZero = 0;
 
 template <class T>
 using Array = T[kTile];
@@ -172,12 +169,6 @@ void clear(const Walk& walk, const uint8_t* mask, Rows<T> values) {
   }
 }
 
-const uint8_t* load_mask(const AffinePlan& plan, const void* mask, const Tile& tile, uint8_t* scratch) {
-  const uint8_t* base = static_cast<const uint8_t*>(mask);
-  if (dense(plan.mask, tile)) return base + offset(plan.mask, tile);
-  return gather(plan.mask, base, tile, scratch);
-}
-
 template <class T>
 void forward_one(const AffineForwardPlan& plan, const AffineForwardCall& call, const Tile& tile, Scratch<T>& scratch) {
   const AffinePlan& common = plan.common;
@@ -199,7 +190,7 @@ void forward_one(const AffineForwardPlan& plan, const AffineForwardCall& call, c
     }
   });
   if (common.has_mask) {
-    const uint8_t* mask = load_mask(common, call.mask, tile, scratch.mask);
+    const uint8_t* mask = load_mask(common.mask, call.mask, tile, scratch.mask);
     keep(walk, mask, x, y);
     clear(walk, mask, Rows<T>{scratch.terms, walk.length});
   }
@@ -235,7 +226,7 @@ void backward_one(const AffineBackwardPlan& plan, const AffineBackwardCall& call
     }
   });
   if (common.has_mask) {
-    const uint8_t* mask = load_mask(common, call.mask, tile, scratch.mask);
+    const uint8_t* mask = load_mask(common.mask, call.mask, tile, scratch.mask);
     keep(walk, mask, grad_y, grad_x);
     clear(walk, mask, grad_s);
     clear(walk, mask, grad_t);
@@ -269,17 +260,6 @@ void add_by_channel(const View& view, const Tile& tile, const T* terms, double* 
       }
     }
   }
-}
-
-void copy_passive(const Tiling& tiling, const View& from, const void* source, const View& to, void* destination,
-                  Dtype dtype) {
-  const int64_t count = tiling.count();
-#pragma omp for schedule(static) nowait
-  for (int64_t i = 0; i < count; ++i) copy_tile(from, source, to, destination, dtype, tiling.tile(i));
-}
-
-void expect_large(void* output, int64_t count, Dtype dtype) {
-  if (output != nullptr) advise_huge_pages(output, count * size_of(dtype));
 }
 
 template <class T>
@@ -338,9 +318,7 @@ void backward(const AffineBackwardPlan& plan, const AffineBackwardCall& call) {
       }
     }
     if (call.grad_x != nullptr) {
-      const bool missing = call.grad_y == nullptr;  // then the gradient is one zero, read everywhere
-      copy_passive(passive, missing ? View{} : plan.grad_y_passive, missing ? &kZero : call.grad_y, plan.grad_x_passive,
-                   call.grad_x, common.x_dtype);
+      copy_passive(passive, plan.grad_y_passive, call.grad_y, plan.grad_x_passive, call.grad_x, common.x_dtype);
     }
   }
   if (call.grad_bound != nullptr) {

@@ -60,9 +60,7 @@ void run(const ElementwisePlan<Options>& plan, const ElementwiseCall& call, Kern
   const T* per_row = static_cast<const T*>(call.per_row);
   T* sums = static_cast<T*>(call.sums);
   if (summed && tiles == 0) fill(sums, T(0), plan.box.size[0]);
-  for (int i = 0; i < kOperands; ++i) {
-    if (call.output[i]) advise_huge_pages(call.output[i], count * size_of(plan.output[i].dtype));
-  }
+  for (int i = 0; i < kOperands; ++i) expect_large(call.output[i], count, plan.output[i].dtype);
 #pragma omp parallel if (count >= kThreadedElements)
   {
     ElementwiseScratch<T> scratch;

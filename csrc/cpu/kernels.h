@@ -9,6 +9,7 @@
 #include "flow/dequantize.h"
 #include "flow/planar.h"
 #include "flow/radial.h"
+#include "flow/rational_quadratic_spline.h"
 #include "flow/split.h"
 
 namespace flowkernels::cpu {
@@ -26,6 +27,8 @@ struct Kernels {
   void (*quantize)(const ElementwisePlan<DequantizeOptions>&, const ElementwiseCall&);
   void (*split_forward)(const ElementwisePlan<SplitOptions>&, const ElementwiseCall&);
   void (*split_backward)(const ElementwisePlan<SplitOptions>&, const ElementwiseCall&);
+  void (*rational_quadratic_spline_forward)(const SplineForwardPlan&, const SplineForwardCall&);
+  void (*rational_quadratic_spline_backward)(const SplineBackwardPlan&, const SplineBackwardCall&);
 };
 
 // The best set that this processor runs; the environment variable FLOWKERNELS_ISA (baseline, avx2, avx512) lowers the

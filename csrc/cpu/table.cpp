@@ -16,6 +16,8 @@ void dequantize_backward(const ElementwisePlan<DequantizeOptions>& plan, const E
 void quantize(const ElementwisePlan<DequantizeOptions>& plan, const ElementwiseCall& call);
 void split_forward(const ElementwisePlan<SplitOptions>& plan, const ElementwiseCall& call);
 void split_backward(const ElementwisePlan<SplitOptions>& plan, const ElementwiseCall& call);
+void rational_quadratic_spline_forward(const SplineForwardPlan& plan, const SplineForwardCall& call);
+void rational_quadratic_spline_backward(const SplineBackwardPlan& plan, const SplineBackwardCall& call);
 
 extern const Kernels table;
 const Kernels table = {
@@ -31,6 +33,8 @@ const Kernels table = {
     quantize,
     split_forward,
     split_backward,
+    rational_quadratic_spline_forward,
+    rational_quadratic_spline_backward,
 };
 
 }  // namespace flowkernels::cpu::FLOWKERNELS_ISA

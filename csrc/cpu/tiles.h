@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <cstdlib>
 
+#include "cpu/memory.h"
 #include "flow/half.h"
 #include "flow/plan.h"
 
@@ -34,6 +35,11 @@ inline int64_t size_of(Dtype dtype) {
     default:
       return 2;
   }
+}
+
+// Advice about an output that may be absent.
+inline void expect_large(void* output, int64_t count, Dtype dtype) {
+  if (output != nullptr) advise_huge_pages(output, count * size_of(dtype));
 }
 
 // One tile: where it starts in the box and how far it reaches.

@@ -204,6 +204,20 @@ FK_INLINE T spline_root(T v, SplineBin<T> b) {
   return part / (part + other);
 }
 
+// The image of a point inside of the box, and dy/dx of the spline there, whichever way it goes.
+template <class T>
+struct SplinePoint {
+  T y, slope;
+};
+
+template <bool inverse, class T>
+FK_INLINE SplinePoint<T> spline_point(T x, SplineBin<T> b) {
+  const T t = inverse ? spline_root(unit((x - b.y) / b.height), b) : unit((x - b.x) / b.width);
+  const SplineValue<T> value = spline_value(t, b);
+  const T ratio = value.slope / value.q;
+  return {inverse ? b.x + b.width * t : b.y + b.height * value.share, value.m * (ratio * ratio)};
+}
+
 template <class T>
 struct SplineOutput {
   T y, log_det;
@@ -212,11 +226,9 @@ struct SplineOutput {
 // Of a point inside of the box.
 template <bool inverse, class T>
 FK_INLINE SplineOutput<T> spline_forward(T x, SplineBin<T> b) {
-  const T t = inverse ? spline_root(unit((x - b.y) / b.height), b) : unit((x - b.x) / b.width);
-  const SplineValue<T> value = spline_value(t, b);
-  const T ratio = value.slope / value.q;
-  const T log_slope = math::log(value.m * (ratio * ratio));
-  return {inverse ? b.x + b.width * t : b.y + b.height * value.share, inverse ? -log_slope : log_slope};
+  const SplinePoint<T> point = spline_point<inverse>(x, b);
+  const T log_slope = math::log(point.slope);
+  return {point.y, inverse ? -log_slope : log_slope};
 }
 
 // Of a point outside of the box, where y is linear in x: `slope` is 1, or that of the box's diagonal.
@@ -270,6 +282,23 @@ FK_INLINE SplineBin<T> spline_bin_backward(T grad_y, T grad_log_slope, T t, Spli
           grad_y * value.share + of_s * inverse_width,
           by_end * (s * (u * u) + b.last * p) + grad_log_slope * (u * u * inverse_m - both),
           -by_end * (s * (t * t) + b.first * p) + grad_log_slope * (t * t * inverse_m - both)};
+}
+
+template <class T>
+struct SplineGradient {
+  SplineCotangents<T> cotangents;
+  SplineBin<T> bin;  // for a point inside of the box
+};
+
+// Of a point of the spline's domain; `tail_slope` is dy/dx outside of the box.
+template <bool inverse, class T>
+FK_INLINE SplineGradient<T> spline_backward(T x, bool outside, T tail_slope, T grad_y, T grad_log_det, SplineBin<T> b) {
+  const T t = unit(((outside ? b.x : x) - b.x) / b.width);
+  const SplineValue<T> value = spline_value(t, b);
+  const SplineSlope<T> by = spline_slope(t, value, b);
+  const SplineCotangents<T> c = spline_cotangents<inverse>(grad_y, grad_log_det, outside ? tail_slope : by.slope,
+                                                           outside ? T(0) : by.log_slope_t / b.width);
+  return {c, spline_bin_backward(c.y, c.log_slope, t, value, by, b)};
 }
 
 }  // namespace flowkernels

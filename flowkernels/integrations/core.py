@@ -32,6 +32,7 @@ class Entry(NamedTuple):
 
 _entries: dict[type, Entry] = {}
 _families: list[type] = []
+_fast_enough: dict[type, str] = {}
 
 
 def register(library: type[nn.Module], *, runs: str, note: str = "") -> Callable[[type], type]:
@@ -43,7 +44,8 @@ def register(library: type[nn.Module], *, runs: str, note: str = "") -> Callable
         note: what it takes, for the table; empty: everything.
 
     The fast class is defined at the top level of an importable module. It may have a static method
-    ``refuse(module) -> str | None``, which says why an instance is left alone.
+    ``refuse(module) -> str | None``, which says why an instance is left alone; ``""``: there is nothing to do in it,
+    and nothing to say.
 
     Raises:
         TypeError: for a fast class that is no subclass of `library`, or that has an `__init__` of its own.
@@ -78,11 +80,16 @@ def family(base: type[nn.Module]) -> None:
         _families.append(base)
 
 
+def leave_alone(library: type[nn.Module], why: str) -> None:
+    """Say why a class of flow layers has no entry: as it is, nothing is gained."""
+    _fast_enough[library] = why
+
+
 class Given:
     """A module as its own library's methods see it, with some attributes replaced for one call.
 
-    ``Library.forward(Given(module, net=lambda *_: raw), x)`` runs the library's formula on what the network has returned
-    already, so that it runs once.
+    ``Library.forward(Given(module, net=lambda *_: raw), x)`` runs the library's formula on what the network has
+    returned already, so that it runs once.
     """
 
     def __init__(self, module: nn.Module, **attributes: Any) -> None:
@@ -180,8 +187,8 @@ def accelerate(
     after every call. The module's class is exchanged for a subclass of it, which pickle and deepcopy take as before.
 
     Args:
-        model: any module; its submodules are looked at too. It is covered what `flowkernels.integrations.coverage()`
-            lists: layers of normflows, nflows, zuko and FrEIA, and classes registered with
+        model: any module; its submodules are looked at too. Covered are the layers of normflows, nflows, zuko and FrEIA
+            that `flowkernels.integrations.coverage()` lists, and classes registered with
             `flowkernels.integrations.register`. Subclasses of them are left alone.
         exclude: modules that stay as they are with all they hold: names as in ``model.named_modules()``, modules, or
             classes.
@@ -215,7 +222,7 @@ def accelerate(
         if entry is not None and why is None:
             swapped.append((module, entry))
             replaced.append(Replaced(name, _name(entry.library), entry.runs))
-        elif why is not None:
+        elif why:
             left.append(Left(name, _name(type(module)), why, entry is not None))
     refused = [item for item in left if item.known and item.why != _EXCLUDED]
     if strict and refused:
@@ -260,7 +267,8 @@ def _judge(module: nn.Module, excluded: bool) -> tuple[Entry | None, str | None]
     entry = next((_entries[base] for base in kind.__mro__ if base in _entries), None)
     if entry is None:
         layer = isinstance(module, tuple(_families)) and not any(_flow_layers(module))
-        return None, (_EXCLUDED if excluded else "no faster form is known") if layer else None
+        why = _EXCLUDED if excluded else _fast_enough.get(kind, "no faster form is known")
+        return None, why if layer else None
     if kind is entry.fast:
         return None, None  # accelerated before
     if excluded:
@@ -302,9 +310,10 @@ def coverage() -> list[tuple[str, str, str]]:
     """What `accelerate` covers of the libraries that are installed, and of classes registered by the user.
 
     Returns:
-        Rows (class, what it runs, note), sorted by library and name.
+        Rows (class, what it runs, note), sorted by name; classes that gain nothing run ``"as it is"``.
     """
     for package, file in LIBRARIES.items():
         if importlib.util.find_spec(package) is not None:
             importlib.import_module(f"{__package__}.{file}")
-    return sorted((_name(entry.library), entry.runs, entry.note) for entry in _entries.values())
+    rows = [(_name(entry.library), entry.runs, entry.note) for entry in _entries.values()]
+    return sorted(rows + [(_name(kind), "as it is", why) for kind, why in _fast_enough.items()])

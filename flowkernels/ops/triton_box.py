@@ -8,7 +8,7 @@ chunks of 8192. These numbers depend on a row alone, so that its sum depends on 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import triton
 import triton.language as tl
@@ -40,7 +40,8 @@ class Tile(NamedTuple):
     warps: int
 
 
-# In the kernels K has a `tile`, and `wide`: whether offsets inside a row need 64 bits.
+# In the kernels K has a `tile`, and `wide`: whether offsets inside a row need 64 bits. Couplings have `active` and
+# `passive` sizes.
 
 
 @triton.jit
@@ -73,6 +74,40 @@ def column_numbers(chunk, step, COLUMNS: tl.constexpr, K: tl.constexpr):
     if K.wide:
         chunk = chunk.to(tl.int64)
     return ((chunk * K.tile.steps + step) * COLUMNS + tl.arange(0, COLUMNS))[None, :]
+
+
+@triton.jit
+def _passive_columns(live, chunk, step, K: tl.constexpr):
+    """The column numbers of a tile of passive elements, and which elements of it there are."""
+    column = column_numbers(chunk, step, K.tile.passive_columns, K)
+    return column, live & (column < K.passive[0] * K.passive[1] * K.passive[2])
+
+
+@triton.jit
+def load_passive(pointer, view, row, live, chunk, step, DTYPE: tl.constexpr, K: tl.constexpr):
+    """A tile of the elements beside the active ones; 0 where there is no tensor."""
+    size: tl.constexpr = K.passive
+    column, ok = _passive_columns(live, chunk, step, K)
+    if pointer is None or K.passive[2] == 0:
+        return tl.zeros(ok.shape, DTYPE)
+    else:
+        return tl.load(at(pointer, view, row, column, size), ok)
+
+
+@triton.jit
+def store_passive(pointer, view, value, row, live, chunk, step, K: tl.constexpr):
+    """Store what `load_passive` gave; it is loaded before anything is computed, so as not to wait twice."""
+    if K.passive[2] > 0:
+        size: tl.constexpr = K.passive
+        column, ok = _passive_columns(live, chunk, step, K)
+        tl.store(at(pointer, view, row, column, size), value, ok)
+
+
+@triton.jit
+def masked(mask_ptr, mask, column, inside, K: tl.constexpr):
+    """Which columns the mask keeps."""
+    size: tl.constexpr = K.active
+    return tl.load(mask_ptr + mask.offset + across(mask, column, size), inside, other=0) != 0
 
 
 @triton.jit(do_not_specialize=["outer", "kept"])
@@ -125,11 +160,14 @@ def view(plan: list[int] | None, size: list[int]) -> View | None:
     A tensor whose rows interleave has strides that depend on the batch, for which kernels must not be compiled anew:
     there they are arguments.
     """
-    if plan is None:
-        return None
+    return None if plan is None else View(*view_numbers(plan, size))
+
+
+def view_numbers(plan: list[int], size: list[int]) -> list[Any]:
+    """The numbers of `view`, whose tensor may have any number of dimensions."""
     last = sum((n - 1) * abs(stride) for n, stride in zip(size[1:], plan[2:]))
     interleaved = size[0] > 1 and 0 < abs(plan[1]) <= last
-    return View(*(plan if interleaved else map(tl.constexpr, plan)))
+    return list(plan) if interleaved else list(map(tl.constexpr, plan))
 
 
 def span(plan: list[int] | None, size: list[int]) -> int:

@@ -1,0 +1,412 @@
+"""normflows (https://github.com/VincentStimper/normalizing-flows). Its `forward` maps latent to data."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from normflows import core, flows
+from normflows.flows.affine.coupling import AffineConstFlow as _AffineConstFlow
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..functional import actnorm, affine_coupling, planar, radial
+from ..ops.affine_coupling import AffineForm
+from .core import Given, family, leave_alone, plain, register, takes
+
+family(flows.Flow)
+leave_alone(flows.Squeeze, "one copy already")
+leave_alone(flows.Permute, "one copy already")
+leave_alone(flows.Invertible1x1Conv, "one convolution already; in a GlowBlock it also carries the normalisation")
+
+_ADDITIVE = AffineForm("additive")
+_FORMS = {name: AffineForm.normflows(name) for name in ("exp", "sigmoid", "sigmoid_inv")}
+
+
+def _form(coupling: Any) -> AffineForm | None:
+    return _FORMS.get(coupling.scale_map) if coupling.scale else _ADDITIVE
+
+
+def _fits(raw: Any, z: Tensor, channels: int, form: AffineForm) -> bool:
+    """Whether the op takes what the conditioner returned; the library also broadcasts and promotes."""
+    width = channels if form is _ADDITIVE else 2 * channels
+    return takes(z, raw) and raw.shape == (z.shape[0], width, *z.shape[2:])
+
+
+@register(flows.AffineCoupling, runs="fk.affine_coupling", note="every scale map; the additive one is the library's")
+class AffineCoupling(flows.AffineCoupling):
+    @staticmethod
+    def refuse(module: Any) -> str | None:
+        return None if _form(module) else f"unknown scale map {module.scale_map!r}"
+
+    def forward(self, z):
+        return self._couple(z, flows.AffineCoupling.forward, False)
+
+    def inverse(self, z):
+        return self._couple(z, flows.AffineCoupling.inverse, True)
+
+    def _couple(self, z, original, inverse):
+        form = _form(self)
+        if form is None or form is _ADDITIVE or len(z) != 2 or not takes(*z):
+            return original(self, z)
+        kept, x = z
+        raw = self.param_map(kept)
+        if not _fits(raw, x, x.shape[1], form):
+            return original(Given(self, param_map=lambda _: raw), z)
+        y, log_det = affine_coupling(x, raw, form=form, inverse=inverse)
+        return [kept, y], log_det
+
+
+@register(
+    flows.AffineCouplingBlock, runs="fk.affine_coupling", note="by channels: no split, no merge; else: its parts do"
+)
+class AffineCouplingBlock(flows.AffineCouplingBlock):
+    def forward(self, z):
+        return self._couple(z, flows.AffineCouplingBlock.forward, False)
+
+    def inverse(self, z):
+        return self._couple(z, flows.AffineCouplingBlock.inverse, True)
+
+    def _couple(self, z, original, inverse):
+        parts = tuple(self.flows)
+        kept = _passive(parts, z)
+        if not kept:
+            return original(self, z)
+        coupling = parts[1]
+        form = _form(coupling)
+        raw = coupling.param_map(z[:, :kept] if kept > 0 else z[:, kept:])
+        if not _fits(raw, z, z.shape[1] - abs(kept), form):
+            given = Given(coupling, param_map=lambda _: raw)
+            method = flows.AffineCoupling.inverse if inverse else flows.AffineCoupling.forward
+            split, log_det = method(given, parts[0](z)[0])
+            return parts[2](split)[0], log_det
+        return affine_coupling(z, raw, form=form, passive=kept, inverse=inverse)
+
+
+def _passive(parts: tuple[Any, ...], z: Any) -> int:
+    """How many channels a block keeps, as `passive` has it; 0 where its parts have to do the work."""
+    if [type(part) for part in parts] != [Split, AffineCoupling, Merge] or not all(map(plain, parts)):
+        return 0
+    mode = parts[0].mode
+    if mode != parts[2].mode or _form(parts[1]) is None or not takes(z) or z.shape[1] < 2:
+        return 0
+    return {"channel": (z.shape[1] + 1) // 2, "channel_inv": -(z.shape[1] // 2)}.get(mode, 0)
+
+
+def _odd_rows(z: Tensor, mode: str) -> Tensor:
+    """Of each row along the last axis, whether a checkerboard's first part has its even places."""
+    parity = torch.zeros((), dtype=torch.int64, device=z.device)
+    for size in z.shape[1:-1]:
+        parity = parity[..., None] + torch.arange(size, device=z.device)
+    return (parity[..., None] + ("inv" in mode)) % 2 == 1
+
+
+def _split(module: Any, z: Tensor, original: Callable) -> Any:
+    if "checkerboard" not in module.mode or not takes(z) or z.shape[-1] % 2:
+        return original(module, z)
+    odd, first, second = _odd_rows(z, module.mode), z[..., 0::2], z[..., 1::2]
+    return [torch.where(odd, first, second), torch.where(odd, second, first)], 0
+
+
+def _merge(module: Any, z: Any, original: Callable) -> Any:
+    if "checkerboard" not in module.mode or len(z) != 2 or not takes(*z) or z[0].shape != z[1].shape:
+        return original(module, z)
+    odd = _odd_rows(z[0], module.mode)
+    return torch.stack((torch.where(odd, *z), torch.where(odd, z[1], z[0])), -1).flatten(-2), 0
+
+
+@register(flows.Split, runs="torch.where", note="checkerboards; by channels: views already")
+class Split(flows.Split):
+    def forward(self, z):
+        return _split(self, z, flows.Split.forward)
+
+    def inverse(self, z):
+        return _merge(self, z, flows.Split.inverse)
+
+
+@register(flows.Merge, runs="torch.where", note="checkerboards; by channels: one copy already")
+class Merge(flows.Merge):
+    def forward(self, z):
+        return _merge(self, z, flows.Merge.forward)
+
+    def inverse(self, z):
+        return _split(self, z, flows.Merge.inverse)
+
+
+@register(flows.MaskedAffineFlow, runs="fk.affine_coupling", note="masks of zeros and ones")
+class MaskedAffineFlow(flows.MaskedAffineFlow):
+    @staticmethod
+    def refuse(module: Any) -> str | None:
+        if not bool(((module.b == 0) | (module.b == 1)).all()):
+            return "its mask holds other numbers than 0 and 1"
+        return "it has neither scale nor shift" if module.s is module.t is torch.zeros_like else None
+
+    def forward(self, z):
+        return self._couple(z, flows.MaskedAffineFlow.forward, False)
+
+    def inverse(self, z):
+        return self._couple(z, flows.MaskedAffineFlow.inverse, True)
+
+    def _couple(self, z, original, inverse):
+        b = self.b
+        if not takes(z, b) or z.shape[1:] != b.shape[1:]:
+            return original(self, z)
+        masked = b * z
+        scale, shift = self.s(masked), self.t(masked)
+        if not takes(z, scale, shift) or not z.shape == scale.shape == shift.shape:
+            return original(Given(self, s=lambda _: scale, t=lambda _: shift), z)
+        # Interpolation from 0 with a weight of 0 or 1 is exact, and NaN where its end is not finite: as the library
+        # has it, in one call each.
+        zero, active = b.new_zeros(()), 1 - b
+        if self.s is torch.zeros_like:
+            return affine_coupling(z, torch.lerp(zero, shift, active), form=_ADDITIVE, inverse=inverse)
+        raw = torch.lerp(zero, scale, active), torch.lerp(zero, shift, active)
+        return affine_coupling(z, raw, inverse=inverse)
+
+
+def _activation(module: Any) -> tuple[str, float] | None:
+    """A planar layer's activation and slope as `planar` has them."""
+    if module.act == "tanh" and module.h is torch.tanh:
+        return "tanh", 0.2
+    if module.act == "leaky_relu" and type(module.h) is nn.LeakyReLU and 0 <= module.h.negative_slope <= 1:
+        return "leaky_relu", module.h.negative_slope
+    return None
+
+
+@register(flows.Planar, runs="fk.planar", note="tanh and leaky_relu; the inverse is the library's, of leaky_relu")
+class Planar(flows.Planar):
+    @staticmethod
+    def refuse(module: Any) -> str | None:
+        if _activation(module) is None:
+            return f"unknown activation {module.act!r}"
+        return None if _columns((module,), "u", "w", "b") else "parameters of other shapes than the library's own"
+
+    def forward(self, z):
+        return _planar((self,), z, False) or super().forward(z)
+
+    def inverse(self, z):
+        return _planar((self,), z, True) or super().inverse(z)
+
+
+@register(flows.Radial, runs="fk.radial", note="the library has no inverse")
+class Radial(flows.Radial):
+    @staticmethod
+    def refuse(module: Any) -> str | None:
+        if _columns((module,), "z_0", "alpha", "beta") and int(module.d) == module.z_0.numel():
+            return None
+        return "parameters of other shapes than the library's own"
+
+    def forward(self, z):
+        return _radial((self,), z) or super().forward(z)
+
+
+def _columns(layers: Sequence[nn.Module], *names: str) -> list[list[Tensor]] | None:
+    """The parameters of layers by name, if those of a name are of one shape, (1, ...), and all of one dtype."""
+    columns = [[layer._parameters.get(name) for layer in layers] for name in names]
+    for column in columns:
+        first = column[0]
+        if first is None or first.shape[:1] != (1,) or any(t is None or t.shape != first.shape for t in column):
+            return None
+    dtype = columns[0][0].dtype
+    return columns if all(t.dtype == dtype for column in columns for t in column) else None
+
+
+def _stacked(column: list[Tensor], features: int) -> Tensor:
+    """What layers have in (1, ...) each, as (K, features), or as (K,) for one number each."""
+    joined = torch.cat(column) if len(column) > 1 else column[0]
+    return joined if joined.dim() == 1 else joined.view(len(column), features) if joined.dim() > 2 else joined
+
+
+def _planar(layers: Sequence[nn.Module], z: Any, inverse: bool) -> tuple[Tensor, Tensor] | None:
+    """Planar layers of one activation in one pass; None where the op does not take them."""
+    activation, columns = _activation(layers[0]), _columns(layers, "u", "w", "b")
+    if activation is None or columns is None or (inverse and activation[0] == "tanh"):
+        return None
+    (u, *_), (w, *_), (b, *_) = columns
+    if not takes(z, u) or not z.shape[1:] == u.shape[1:] == w.shape[1:] or b.dim() != 1:
+        return None
+    x = z.flatten(1)
+    u, w, b = (_stacked(column, x.shape[1]) for column in columns)
+    y, log_det = planar(x, u, w, b, activation=activation[0], negative_slope=activation[1], inverse=inverse)
+    if activation[0] == "leaky_relu" and not inverse:
+        log_det = log_det.to(torch.get_default_dtype())  # the library's slopes have it, whatever z has
+    return y.view(z.shape), log_det
+
+
+def _radial(layers: Sequence[nn.Module], z: Any) -> tuple[Tensor, Tensor] | None:
+    """Radial layers in one pass; None where the op does not take them."""
+    columns = _columns(layers, "z_0", "alpha", "beta")
+    if columns is None or not takes(z, columns[0][0]) or columns[0][0].shape[1:] != z.shape[1:]:
+        return None
+    x = z.flatten(1)
+    center, alpha, beta = (_stacked(column, x.shape[1]) for column in columns)
+    y, log_det = radial(x, center, alpha.abs(), beta)
+    return y.view(z.shape), log_det
+
+
+class _Run:
+    """Consecutive layers of one kind, in one pass: a layer to the methods that walk over a model's flows."""
+
+    def __init__(self, layers: Sequence[Any]) -> None:
+        self.layers = layers
+
+    def __call__(self, z):
+        found = _planar(self.layers, z, False) if type(self.layers[0]) is Planar else _radial(self.layers, z)
+        return found or _walk(self.layers, z)
+
+    def inverse(self, z):
+        found = _planar(self.layers, z, True) if type(self.layers[0]) is Planar else None
+        return found or _walk([layer.inverse for layer in reversed(self.layers)], z)
+
+
+def _walk(functions: Iterable[Callable], z: Any) -> tuple[Any, Any]:
+    total: Any = 0
+    for function in functions:
+        z, log_det = function(z)
+        total = total + log_det
+    return z, total
+
+
+def _kind(layer: nn.Module) -> Any:
+    """What layers of one run have in common; None for one that joins no run."""
+    if type(layer) is Planar and plain(layer):
+        return Planar, _activation(layer)
+    return Radial if type(layer) is Radial and plain(layer) else None
+
+
+def _runs(layers: Iterable[nn.Module]) -> list[Any]:
+    """The layers, with runs of planar or radial ones joined."""
+    joined: list[Any] = []
+    for kind, group in itertools.groupby(layers, _kind):
+        members = list(group)
+        joined += [_Run(members)] if kind is not None and len(members) > 1 else members
+    return joined
+
+
+def _no_runs(module: Any) -> str | None:
+    """'' where a model has no two planar or radial layers in a row: nothing to do, and nothing to say."""
+    kinds = [type(layer) if isinstance(layer, (flows.Planar, flows.Radial)) else None for layer in module.flows]
+    return None if any(a is b is not None for a, b in itertools.pairwise(kinds)) else ""
+
+
+def _walking(library: type, name: str) -> Callable:
+    """A method that walks over `self.flows`, the library's own, shown runs in the place of their layers."""
+    original = getattr(library, name)
+
+    @functools.wraps(original)
+    def method(self, *args, **kwargs):
+        return original(Given(self, flows=_runs(self.flows)), *args, **kwargs)
+
+    return method
+
+
+@register(core.NormalizingFlow, runs="runs of planar or radial layers, each in one pass")
+class NormalizingFlow(core.NormalizingFlow):
+    refuse = staticmethod(_no_runs)
+
+
+@register(core.ClassCondFlow, runs="runs of planar or radial layers, each in one pass")
+class ClassCondFlow(core.ClassCondFlow):
+    refuse = staticmethod(_no_runs)
+
+
+@register(core.NormalizingFlowVAE, runs="runs of planar or radial layers, each in one pass")
+class NormalizingFlowVAE(core.NormalizingFlowVAE):
+    refuse = staticmethod(_no_runs)
+
+
+def _is_channelwise(module: Any, z: Any) -> bool:
+    """Whether scale and shift have one number per channel of z."""
+    s, t = module.s, module.t
+    return (
+        takes(z, s, t) and s.shape == t.shape and s.shape[:2] == (1, z.shape[1]) and s.dim() == z.dim()
+        and s.numel() == z.shape[1]
+    )  # fmt: skip
+
+
+def _affine(module: Any, z: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
+    y, _ = actnorm(z, module.s.flatten(), module.t.flatten(), inverse=inverse)
+    pixels = math.prod(z.shape[2:])
+    return y, (-pixels if inverse else pixels) * module.s.sum()
+
+
+@register(_AffineConstFlow, runs="fk.actnorm", note="one scale and shift per channel")
+class AffineConstFlow(_AffineConstFlow):
+    def forward(self, z):
+        return _affine(self, z, False) if _is_channelwise(self, z) else super().forward(z)
+
+    def inverse(self, z):
+        return _affine(self, z, True) if _is_channelwise(self, z) else super().inverse(z)
+
+
+@register(flows.ActNorm, runs="fk.actnorm", note="one scale and shift per channel; initialised by the library")
+class ActNorm(flows.ActNorm):
+    def forward(self, z):
+        ready = _is_channelwise(self, z) and bool(self.data_dep_init_done > 0)
+        return _affine(self, z, False) if ready else super().forward(z)
+
+    def inverse(self, z):
+        ready = _is_channelwise(self, z) and bool(self.data_dep_init_done)
+        return _affine(self, z, True) if ready else super().inverse(z)
+
+
+@register(flows.GlowBlock, runs="convolution and normalisation in one pass", note="its coupling runs as a block does")
+class GlowBlock(flows.GlowBlock):
+    def forward(self, z):
+        if not _is_fused(self, z):
+            return super().forward(z)
+        coupling, conv, norm = self.flows
+        z, log_det = coupling(z)
+        weight, per_pixel = _mixing(conv, True)
+        scale = norm.s.flatten()
+        y = F.conv2d(z, (scale.exp()[:, None] * weight)[:, :, None, None], norm.t.flatten())
+        return y, log_det + (per_pixel + scale.sum()) * (z.shape[2] * z.shape[3])
+
+    def inverse(self, z):
+        if not _is_fused(self, z):
+            return super().inverse(z)
+        coupling, conv, norm = self.flows
+        weight, per_pixel = _mixing(conv, False)
+        scale = norm.s.flatten()
+        weight = weight * torch.exp(-scale)
+        x = F.conv2d(z, weight[:, :, None, None], -(weight @ norm.t.flatten()))
+        x, log_det = coupling.inverse(x)
+        return x, log_det + (per_pixel - scale.sum()) * (z.shape[2] * z.shape[3])
+
+
+def _is_fused(block: Any, z: Any) -> bool:
+    """Whether a block's convolution can carry its normalisation; its first call initialises, by the library's code."""
+    if len(block.flows) != 3 or not takes(z) or z.dim() != 4 or torch.is_autocast_enabled(z.device.type):
+        return False
+    _, conv, norm = block.flows
+    return (
+        type(conv) is flows.Invertible1x1Conv and type(norm) is ActNorm and plain(conv) and plain(norm)
+        and _is_channelwise(norm, z) and bool(norm.data_dep_init_done > 0)
+        and takes(conv.L if conv.use_lu else conv.W, norm.s)
+    )  # fmt: skip
+
+
+def _mixing(conv: Any, inverse: bool) -> tuple[Tensor, Tensor]:
+    """The matrix of a 1x1 convolution, or its inverse, and the logarithm of its determinant."""
+    if conv.use_lu:
+        log_det = conv.log_S.sum()
+        return conv._assemble_W(inverse=inverse), -log_det if inverse else log_det
+    log_det = torch.linalg.slogdet(conv.W)[1]
+    return (torch.inverse(conv.W.double()).to(conv.W.dtype), -log_det) if inverse else (conv.W, log_det)
+
+
+for _fast, _methods in (
+    (
+        NormalizingFlow,
+        "forward forward_and_log_det inverse inverse_and_log_det forward_kld reverse_kld reverse_alpha_div sample"
+        " log_prob",
+    ),
+    (ClassCondFlow, "forward_kld sample log_prob"),
+    (NormalizingFlowVAE, "forward"),
+):
+    for _name in _methods.split():
+        setattr(_fast, _name, _walking(_fast.__base__, _name))
