@@ -164,7 +164,9 @@ class SplineForm:
     @property
     def derivatives(self) -> int:
         """How many derivatives are parameters."""
-        return {"linear": self.bins - 1, "circular": self.bins, "affine": self.bins - 1, None: self.bins + 1}[self.tails]
+        return {"linear": self.bins - 1, "circular": self.bins, "affine": self.bins - 1, None: self.bins + 1}[
+            self.tails
+        ]
 
     @property
     def parameters(self) -> int:
@@ -172,7 +174,9 @@ class SplineForm:
         return 2 * self.bins + self.derivatives + (2 if self.normalization == "softplus" else 0)
 
     @classmethod
-    def nflows(cls, bins: int = 10, bound: float = 1.0, *, tails: str | None = "linear", **constants: Any) -> SplineForm:
+    def nflows(
+        cls, bins: int = 10, bound: float = 1.0, *, tails: str | None = "linear", **constants: Any
+    ) -> SplineForm:
         """nflows' and normflows' PiecewiseRationalQuadraticCoupling. Their conditioners' widths and heights are divided
         by sqrt(hidden_features) where the conditioner has that attribute: ``logit_scale=hidden_features**-0.5``.
         """

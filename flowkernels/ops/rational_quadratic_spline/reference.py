@@ -251,9 +251,7 @@ def forward(
     kept, active, v, view = _split_inputs(x, raw, mask, form, passive)
     grid = _grid(_parts(view, form), form)
     x_starts, y_starts = _starts(grid.left, grid.widths), _starts(grid.bottom, grid.heights)
-    starts, origin, sizes = (
-        (y_starts, grid.bottom, grid.heights) if inverse else (x_starts, grid.left, grid.widths)
-    )
+    starts, origin, sizes = (y_starts, grid.bottom, grid.heights) if inverse else (x_starts, grid.left, grid.widths)
     outside = _outside(v, origin, sizes, form)
     inner = _limit(v, outside, starts[..., -1])
     b = _find(inner, starts, grid, x_starts, y_starts, form)
