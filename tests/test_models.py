@@ -28,6 +28,41 @@ def test_realnvp_transforms_every_feature_and_alternates():
     assert [layer.passive for layer in flow.layers] == [2, -3]
 
 
+@pytest.mark.parametrize("features", [2, 5])
+def test_nsf_starts_as_the_identity_and_transforms_every_feature(features):
+    flow = fk.models.nsf(features, transforms=2, hidden=(4,), bins=5)
+    x = torch.randn(6, features)
+    torch.testing.assert_close(flow.encode(x)[0], x)
+    for parameter in flow.parameters():
+        nn.init.normal_(parameter)
+    x = x.clamp(-2.9, 2.9).double()
+    flow.double()
+    assert (flow.encode(x)[0] != x).all()
+    torch.testing.assert_close(flow.decode(flow.encode(x)), x)
+    assert flow.sample(3).shape == (3, features)
+
+
+def test_nsf_depends_on_its_context():
+    flow = fk.models.nsf(4, transforms=2, context=3)
+    nn.init.normal_(flow.layers[0].conditioner.layers[-1].weight)
+    x = torch.randn(6, 4)
+    assert not torch.allclose(flow.log_prob(x, torch.zeros(6, 3)), flow.log_prob(x, torch.ones(6, 3)))
+
+
+def test_nsf_learns():
+    """A density with two humps in each direction, which no affine coupling fits with two layers."""
+    flow = fk.models.nsf(2, transforms=2, hidden=(16,))
+    optimizer = torch.optim.Adam(flow.parameters(), lr=1e-2)
+    for _ in range(150):
+        x = torch.randn(256, 2) * 0.2 + torch.randint(2, (256, 2)) * 2 - 1
+        loss = -flow(x).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    entropy = 2 * torch.log(torch.tensor(2 * 0.2 * (2 * torch.pi * torch.e) ** 0.5))
+    assert loss < entropy + 0.2
+
+
 def test_realnvp_options():
     flow = fk.models.realnvp(6, transforms=3, hidden=(7,), context=2)
     assert len(flow.layers) == 3

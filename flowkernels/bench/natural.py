@@ -174,6 +174,56 @@ def inverse_radial(y: Tensor, center: Tensor, alpha: Tensor, beta: Tensor) -> Pa
     return y, total
 
 
+SPLINE_BINS, SPLINE_BOUND, LEAST = 8, 3.0, 1e-3
+
+
+def _knots(raw: Tensor) -> tuple[Tensor, Tensor]:
+    """Where bins begin and end, and their sizes."""
+    sizes = LEAST + (1 - SPLINE_BINS * LEAST) * torch.softmax(raw, -1)
+    ends = SPLINE_BOUND * (2 * F.pad(sizes.cumsum(-1), (1, 0)) - 1)
+    return ends, ends.diff()
+
+
+def _bins(x: Tensor, raw: Tensor, inverse: bool) -> tuple[Tensor, ...]:
+    """Corner, size, and derivatives of the bin of each element, and which elements are inside."""
+    raw = raw.view(*x.shape, -1)
+    x_knots, widths = _knots(raw[..., :SPLINE_BINS])
+    y_knots, heights = _knots(raw[..., SPLINE_BINS : 2 * SPLINE_BINS])
+    derivatives = F.pad(LEAST + F.softplus(raw[..., 2 * SPLINE_BINS :]), (1, 1), value=1.0)
+    inside = x.abs() <= SPLINE_BOUND
+    knots = (y_knots if inverse else x_knots)[..., 1:-1]
+    k = (x[..., None] >= knots).sum(-1, keepdim=True)
+    values = (x_knots, widths, y_knots, heights, derivatives, derivatives[..., 1:])
+    return *(v.gather(-1, k).squeeze(-1) for v in values), inside
+
+
+def _spline_slope(t: Tensor, s: Tensor, first: Tensor, last: Tensor) -> Tensor:
+    numerator = s**2 * (last * t**2 + 2 * s * t * (1 - t) + first * (1 - t) ** 2)
+    return torch.log(numerator) - 2 * torch.log(s + (first + last - 2 * s) * t * (1 - t))
+
+
+def spline(x: Tensor, raw: Tensor) -> Pair:
+    """A rational-quadratic spline of each element in nflows' parameterisation, without indexing by masks."""
+    left, width, bottom, height, first, last, inside = _bins(x, raw, False)
+    s, t = height / width, (torch.where(inside, x, 0) - left) / width
+    t = torch.where(inside, t, 0.5)
+    numerator = height * (s * t**2 + first * t * (1 - t))
+    y = bottom + numerator / (s + (first + last - 2 * s) * t * (1 - t))
+    log_slope = torch.where(inside, _spline_slope(t, s, first, last), 0)
+    return torch.where(inside, y, x), log_slope.sum(1)
+
+
+def inverse_spline(y: Tensor, raw: Tensor) -> Pair:
+    """Undo `spline`."""
+    left, width, bottom, height, first, last, inside = _bins(y, raw, True)
+    s, v = height / width, torch.where(inside, y - bottom, 0)
+    both = v * (first + last - 2 * s)
+    a, b, c = height * (s - first) + both, height * first - both, -s * v
+    t = 2 * c / (-b - torch.sqrt((b**2 - 4 * a * c).clamp(min=0)))
+    log_slope = torch.where(inside, _spline_slope(t, s, first, last), 0)
+    return torch.where(inside, left + t * width, y), -log_slope.sum(1)
+
+
 def dequantize(x: Tensor, noise: Tensor) -> Pair:
     """As in the UvA tutorials."""
     q = (x.to(noise.dtype) + noise) / 256

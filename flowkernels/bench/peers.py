@@ -73,6 +73,20 @@ def nflows_sigmoid(x: Tensor, raw: Tensor) -> Pair:
     return Pair(forward, inverse)
 
 
+def nflows_spline(x: Tensor, raw: Tensor) -> Pair:
+    """nflows' function, which all of its spline layers call."""
+    splines = _import("nflows.transforms.splines.rational_quadratic")
+
+    def run(x, raw, inverse=False):
+        view = raw.view(*x.shape, -1)
+        bins = (view.shape[-1] + 1) // 3
+        parts = view[..., :bins], view[..., bins : 2 * bins], view[..., 2 * bins :]
+        y, log_slope = splines.unconstrained_rational_quadratic_spline(x, *parts, inverse, tail_bound=3.0)
+        return y, log_slope.sum(1)
+
+    return Pair(run, lambda y, raw: run(y, raw, True))
+
+
 def freia_atan(x: Tensor, raw: Tensor) -> Pair:
     """FrEIA's AffineCouplingOneSided with its default clamp."""
     modules = _import("FrEIA.modules")

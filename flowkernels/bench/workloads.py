@@ -108,10 +108,10 @@ class Workload:
 @functools.cache
 def registry() -> tuple[Workload, ...]:
     """Every workload of every op."""
-    from . import affine_coupling, images, models, stacks
+    from . import affine_coupling, images, models, splines, stacks
 
     of_stacks = (*stacks.workloads(stacks.PLANAR), *stacks.workloads(stacks.RADIAL))
-    return (*affine_coupling.workloads(), *of_stacks, *images.workloads(), *models.workloads())
+    return (*affine_coupling.workloads(), *of_stacks, *splines.workloads(), *images.workloads(), *models.workloads())
 
 
 def ops() -> list[str]:

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import torch
 
 from .. import backends, machine
-from . import affine_coupling, elementwise, stacks
+from . import affine_coupling, elementwise, splines, stacks
 from .case import Case, Comparison, compare
 
 SCHEMA = 1
@@ -103,7 +103,7 @@ def _interpreted(args: argparse.Namespace, device: torch.device) -> int:
 
 def cases() -> list[Case]:
     """The cases of every op."""
-    return [*affine_coupling.cases(), *stacks.cases(), *elementwise.cases()]
+    return [*affine_coupling.cases(), *stacks.cases(), *elementwise.cases(), *splines.cases()]
 
 
 def _check_backend(name: str, device: torch.device) -> list[Check]:

@@ -17,7 +17,7 @@ def perceptron(sizes: Sequence[int]) -> nn.Sequential:
 
 
 class MLP(nn.Module):
-    """The conditioner of `realnvp`: linear layers with ReLU between them; the last starts at zero.
+    """The conditioner of `realnvp` and `nsf`: linear layers with ReLU between them; the last starts at zero.
 
     A coupling whose conditioner returns zero is the identity, so a flow of these starts there.
     """

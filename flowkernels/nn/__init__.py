@@ -7,7 +7,7 @@ event. A layer that ignores the context accepts it. `Split`, which removes dimen
 
 from .actnorm import ActNorm
 from .conv1x1 import ActNormConv1x1, InvertibleConv1x1
-from .coupling import AffineCoupling
+from .coupling import AffineCoupling, SplineCoupling
 from .dequantize import Dequantize, VariationalDequantize
 from .gated import GatedConvNet
 from .inverse import Inverse
@@ -31,6 +31,7 @@ __all__ = [
     "Permute",
     "Planar",
     "Radial",
+    "SplineCoupling",
     "Split",
     "Squeeze",
     "VariationalDequantize",

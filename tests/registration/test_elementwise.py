@@ -1,6 +1,8 @@
-"""Dequantization and the log-density of split as torch operators: gradients of any order, compile, transforms."""
+"""Dequantization, the log-density of split and splines as operators: gradients of any order, compile, transforms."""
 
 from __future__ import annotations
+
+import dataclasses
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 import flowkernels as fk
 from flowkernels import backends
 from flowkernels.ops.dequantize import reference as dequantize_reference
+from flowkernels.ops.rational_quadratic_spline import reference as spline_reference
 from flowkernels.ops.split import reference as split_reference
 
 EVENTS = [(3,), (2, 2, 2)]
@@ -33,12 +36,33 @@ def normal(count):
     return lambda rows, event: tuple(torch.randn(rows, *event, dtype=torch.float64) for _ in range(count))
 
 
+TRAILING = "trailing_widths_heights_derivatives"
+SPLINES = {
+    "spline": fk.SplineForm(3, 2.0, layout=TRAILING),
+    "circular spline": fk.SplineForm(2, 2.0, tails="circular", layout=TRAILING),
+    "spline in its own box": dataclasses.replace(fk.SplineForm.freia(2), layout=TRAILING, bound=None),
+}
+
+
+def spline(form, inverse):
+    return lambda x, raw: fk.rational_quadratic_spline(x, raw, form=form, inverse=inverse)
+
+
+def splines(form):
+    return lambda rows, event: (
+        torch.randn(rows, *event, dtype=torch.float64),
+        0.5 * torch.randn(rows, *event, form.parameters, dtype=torch.float64),
+    )
+
+
 CALLS = {
     "dequantize": (dequantize, noise),
     "standard": (log_normal, normal(1)),
     "mean": (log_normal, normal(2)),
     "both": (log_normal, normal(3)),
     "log_std": (lambda value, log_std: (fk.log_normal(value, None, log_std),), normal(2)),
+    **{name: (spline(form, False), splines(form)) for name, form in SPLINES.items()},
+    **{f"{name}, inverse": (spline(form, True), splines(form)) for name, form in SPLINES.items()},
 }
 every_call = pytest.mark.parametrize("name", CALLS)
 
@@ -74,7 +98,11 @@ def test_the_written_backward_is_that_of_the_written_forward(name):
         outputs = function(*leaves)
     cotangents = [torch.randn_like(t) for t in outputs]
     expected = torch.autograd.grad(outputs, leaves, cotangents)
-    if name == "dequantize":
+    if "spline" in name:
+        inverse, form = name.endswith("inverse"), SPLINES[name.removesuffix(", inverse")]
+        x, raw = outputs[0] if inverse else leaves[0], leaves[1]
+        got = spline_reference.backward(*cotangents, x, raw, None, form, 0, inverse)[:2]
+    elif name == "dequantize":
         got = dequantize_reference.backward(*cotangents, outputs[0], None, 17, 0.05)[:1]
     else:
         value, *prior = leaves
@@ -90,6 +118,14 @@ def test_opcheck(backend, name, rows, grad):
     _, leaves = made(name, rows, (3, 2), grad)
     number = backends.NAMES.index(backend)
     operators = torch.ops.flowkernels
+    if "spline" in name:
+        inverse, form = name.endswith("inverse"), SPLINES[name.removesuffix(", inverse")]
+        options = (form.spec, 0, inverse, number)
+        torch.library.opcheck(operators.rational_quadratic_spline.default, (*leaves, None, *options))
+        grads = (torch.randn_like(leaves[0]), torch.randn(rows, dtype=leaves[0].dtype))
+        arguments = (*grads, *leaves, None, (True, True, False), *options)
+        torch.library.opcheck(operators.rational_quadratic_spline_backward.default, arguments)
+        return
     if name == "dequantize":
         x = torch.randint(17, leaves[0].shape).double()
         torch.library.opcheck(operators.dequantize.default, (leaves[0], x, 17, 0.05, number))

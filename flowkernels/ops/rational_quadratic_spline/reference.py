@@ -215,6 +215,11 @@ def _evaluate(t: Tensor, b: Bin) -> Value:
     return Value((s * t**2 + b.first * p) / q, s, q, m)
 
 
+def _unit(t: Tensor) -> Tensor:
+    """Clamped to [0, 1], which it leaves by rounding only: with the gradient of what is not clamped."""
+    return t + (t.clamp(0, 1) - t).detach()
+
+
 def _root(v: Tensor, b: Bin) -> Tensor:
     """t for y = y_k + h v."""
     s = b.height / b.width
@@ -256,10 +261,10 @@ def forward(
     inner = _limit(v, outside, starts[..., -1])
     b = _find(inner, starts, grid, x_starts, y_starts, form)
     if inverse:
-        t = _root(((inner - b.y) / b.height).clamp(0, 1), b)
+        t = _root(_unit((inner - b.y) / b.height), b)
         y, log_slope = b.x + b.width * t, -_evaluate(t, b).log_slope()
     else:
-        value = _evaluate(((inner - b.x) / b.width).clamp(0, 1), b)
+        value = _evaluate(_unit((inner - b.x) / b.width), b)
         y, log_slope = b.y + b.height * value.share, value.log_slope()
     tail, tail_log = _tail(v, grid, form, inverse)
     y = torch.where(outside, tail, y).to(x.dtype)
@@ -312,7 +317,7 @@ def backward(
     outside = _outside(v, grid.left, grid.widths, form)
     inner = _limit(v, outside, x_starts[..., -1])
     b = _find(inner, x_starts, grid, x_starts, y_starts, form)
-    t = ((inner - b.x) / b.width).clamp(0, 1)
+    t = _unit((inner - b.x) / b.width)
     gy = grad_active.to(v.dtype)
     gl = torch.zeros_like(gy)
     if grad_log_det is not None:
