@@ -66,6 +66,6 @@ def nsf(
 
 def _start_at_slope_one(conditioner: MLP, form: SplineForm) -> None:
     """Equal widths and heights, from zeros, are the identity where the derivative at every knot is 1."""
-    bias = conditioner.layers[-1].bias
+    bias: torch.Tensor = conditioner.layers[-1].bias  # type: ignore[assignment]
     with torch.no_grad():
         bias.view(-1, form.parameters)[:, 2 * form.bins :] = math.log(math.expm1(1 - form.min_derivative))

@@ -21,6 +21,9 @@ from .targets import TARGETS
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 BINARIZE = ("sample", "threshold")
 LAYERS = {"planar": Planar, "radial": Radial}
+# The boxes of splines: logits of pixels reach 12, points in the plane 4.
+PIXEL_BOUND, POINT_BOUND = 12.0, 4.0
+COUPLINGS = ("realnvp", "nsf")
 
 _COMMON: dict[str, Any] = {"batch": 128, "lr": 1e-3, "seed": 0, "dtype": "float32", "clip": 0.0, "amp": False}
 _STACK = {"depth": 8, "batch": 512, "lr": 5e-3, "decay": None}
@@ -37,7 +40,7 @@ _AUTOENCODER = {
 _IMAGES: dict[str, Any] = {**_COMMON, "epoch_decay": 0.99, "clip": 1.0, "decay": 0, "held_out": 1000}
 # The settings of each flow that a checkpoint decides, with their defaults; None follows from the steps.
 SETTINGS: dict[str, dict[str, Any]] = {
-    "realnvp": {**_COMMON, "transforms": 8, "hidden": (128, 128)},
+    **dict.fromkeys(COUPLINGS, {**_COMMON, "transforms": 8, "hidden": (128, 128)}),
     "planar": {**_COMMON, **_STACK},
     "radial": {**_COMMON, **_STACK},
     "planar-vae": {**_COMMON, **_AUTOENCODER},
@@ -49,7 +52,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 IMAGE_FLOWS = tuple(name for name, known in SETTINGS.items() if "held_out" in known)  # over (B, C, H, W), not rows
 STEPS = {
-    "realnvp": 1000,
+    **dict.fromkeys(COUPLINGS, 1000),
     **dict.fromkeys(("planar", "radial"), 4000),
     **dict.fromkeys(("planar-vae", "radial-vae"), 5000),
     **dict.fromkeys(IMAGE_FLOWS, 1000),
@@ -150,8 +153,8 @@ def _build(config: Config) -> nn.Module:
         return models.glow(
             config.shape, scales=config.scales, steps=config.transforms, hidden=hidden, levels=config.levels
         )
-    if config.flow == "realnvp":
-        couplings = models.realnvp(features, transforms=config.transforms, hidden=config.hidden)
+    if config.flow in COUPLINGS:
+        couplings = _couplings(config, features)
         return couplings if config.levels == 0 else _checkerboard(config, couplings)
     # In closed form is the direction that training needs: from latents if it samples, else from data.
     layer = LAYERS[config.flow](features, config.depth, generative=config.data in TARGETS)
@@ -159,11 +162,18 @@ def _build(config: Config) -> nn.Module:
     return Flow([*before, layer], DiagonalNormal(features))
 
 
-def _checkerboard(config: Config, couplings: Flow) -> Flow:
-    """A RealNVP over pictures as rows of pixels (B, D).
+def _couplings(config: Config, features: int) -> Flow:
+    if config.flow == "realnvp":
+        return models.realnvp(features, transforms=config.transforms, hidden=config.hidden)
+    bound = PIXEL_BOUND if config.levels else POINT_BOUND
+    return models.nsf(features, transforms=config.transforms, hidden=config.hidden, bound=bound)
 
-    The pixels are put in an order in which the colours of the checkerboard are the two halves: RealNVP's couplings,
-    which keep halves in turn, are then checkerboard couplings without the cost of a mask.
+
+def _checkerboard(config: Config, couplings: Flow) -> Flow:
+    """Couplings over pictures as rows of pixels (B, D).
+
+    The pixels are put in an order in which the colours of the checkerboard are the two halves: couplings that keep
+    halves in turn are then checkerboard couplings without the cost of a mask.
     """
     odd = checkerboard_mask(*config.shape[1:]).expand(config.shape).flatten()
     order = odd.to(torch.uint8).argsort(stable=True)

@@ -59,7 +59,7 @@ def test_seeds_become_a_mean_and_a_deviation(run_words, tmp_path, capsys):
     assert series.spread([1.0, 3.0], -1) == "-2.000 ± 1.414"
 
 
-@pytest.mark.parametrize("flow", ["planar", "radial", "realnvp"])
+@pytest.mark.parametrize("flow", ["planar", "radial", "realnvp", "nsf"])
 def test_points_and_their_samples(run_words, run_sample, tmp_path, flow):
     assert run_words("--data", "rings", "--flow", flow, "--out", tmp_path, *FAST) == 0
     assert (tmp_path / "metrics.csv").read_text().startswith("step,epoch,train_nats,held_out_nats\n")

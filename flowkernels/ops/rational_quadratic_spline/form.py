@@ -19,7 +19,7 @@ MOST_BINS = 1024
 
 
 def _number(name: str, value: object, least: float, most: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not least <= value <= most:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not least <= float(value) <= most:
         raise ValueError(f"{name} must be a number from {least:g} to {most:g}; got {value!r}")
     return float(value)
 
