@@ -4,6 +4,7 @@ them, the struct of csrc/flow/elementwise.h.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -18,6 +19,7 @@ OPERANDS = 3  # inputs, and outputs, that a plan has
 ELEMENT_DTYPES = {**DTYPES, torch.uint8: 4, torch.int32: 5}  # as Dtype in csrc/flow/plan.h
 
 Operands = tuple[Tensor | None, Tensor | None, Tensor | None]
+NONE: Operands = (None, None, None)
 
 
 def run(
@@ -25,11 +27,12 @@ def run(
     module: ModuleType,
     launch: Launch,
     inputs: Operands,
-    outputs: Operands,
+    allocate: Callable[[], tuple[Operands, Tensor | None]],
+    wanted: Any = None,
     per_row: Tensor | None = None,
-    sums: Tensor | None = None,
     options: tuple[tuple[str, Any], ...] = (),
-) -> None:
+    check: Callable[[], None] | None = None,
+) -> tuple[Operands, Tensor | None]:
     """Run an op of a backend over tensors of one shape (B, ...), some of which may be absent.
 
     Args:
@@ -37,28 +40,31 @@ def run(
         module: a compiled module, or what stands in its place.
         launch: runs a plan.
         inputs: the first is never absent; its dtype decides in what is computed.
-        outputs: written.
+        allocate: makes what is written, and is returned: tensors of that shape, and one of shape (B,) for the sum over
+            each row. Which of these there are, and their layouts, follow from the other arguments.
+        wanted: what else decides which outputs there are.
         per_row: shape (B,), read.
-        sums: shape (B,), written: the sum over each row.
         options: names and values of the op's numbers.
+        check: raises for what no backend takes; called once for each kind of call.
     """
-    key = (
-        name, module, options, *map(layout, inputs), *map(layout, outputs), per_row is not None and per_row.stride(),
-        sums is not None,
-    )  # fmt: skip
+    key = (name, module, options, wanted, *map(layout, inputs), per_row is not None and per_row.stride())
     plan = plans.get(key, key)
+    if plan is key and check is not None:
+        check()
+    outputs, sums = allocate()
     if plan is key:
         plan = _made(key, getattr(module, name), inputs, outputs, per_row, options)
     device = inputs[0].device  # type: ignore[union-attr]
     if plan is not None:
         launch(plan, device, *inputs, per_row, *outputs, sums)
-        return
+        return outputs, sums
     dense = tuple(None if t is None else t.contiguous() for t in inputs)
     results = tuple(None if t is None else torch.empty(t.shape, dtype=t.dtype, device=device) for t in outputs)
-    run(name, module, launch, dense, results, per_row, sums, options)
+    run(name, module, launch, dense, lambda: (results, sums), wanted, per_row, options)  # type: ignore[arg-type]
     for output, result in zip(outputs, results):
         if output is not None and result is not None:
             output.copy_(result)
+    return outputs, sums
 
 
 def _made(key: tuple, plan: Any, inputs: Operands, outputs: Operands, per_row: Tensor | None, options: tuple) -> Any:

@@ -22,11 +22,16 @@ def forward(
     module: ModuleType, launch: Launch, noise: Tensor, x: Tensor, levels: int, alpha: float
 ) -> tuple[Tensor, Tensor]:
     """`reference.forward` by a backend."""
-    check(noise, x, levels, alpha)
-    z, log_det = allocate_like(noise), allocate_log_det(noise)
-    inputs, outputs = (noise, x, None), (z, None, None)
-    elementwise.run("DequantizeForward", module, launch, inputs, outputs, sums=log_det, options=_options(levels, alpha))
-    return z, log_det
+    (z, _, _), log_det = elementwise.run(
+        "DequantizeForward",
+        module,
+        launch,
+        (noise, x, None),
+        lambda: ((allocate_like(noise), None, None), allocate_log_det(noise)),
+        options=_options(levels, alpha),
+        check=lambda: check(noise, x, levels, alpha),
+    )
+    return z, log_det  # type: ignore[return-value]
 
 
 def backward(
@@ -43,18 +48,30 @@ def backward(
     """`reference.backward` by a backend; None for what `wanted` leaves out."""
     if not wanted[0]:
         return None, None
-    grad = allocate_like(z)
-    inputs, outputs = (z, grad_z, None), (grad, None, None)
-    elementwise.run(
-        "DequantizeBackward", module, launch, inputs, outputs, per_row=grad_log_det, options=_options(levels, alpha)
+    (grad, _, _), _ = elementwise.run(
+        "DequantizeBackward",
+        module,
+        launch,
+        (z, grad_z, None),
+        lambda: ((allocate_like(z), None, None), None),
+        per_row=grad_log_det,
+        options=_options(levels, alpha),
     )
     return grad, None
 
 
 def quantize(module: ModuleType, launch: Launch, z: Tensor, levels: int, alpha: float) -> Tensor:
     """`reference.quantize` by a backend."""
-    check_numbers(levels, alpha)
-    check_latent("z", z)
-    x = torch.empty_like(z, dtype=quantized_dtype(levels), memory_format=memory_format(z))
-    elementwise.run("Quantize", module, launch, (z, None, None), (x, None, None), options=_options(levels, alpha))
-    return x
+
+    def check_all():
+        check_numbers(levels, alpha)
+        check_latent("z", z)
+
+    def allocate():
+        x = torch.empty_like(z, dtype=quantized_dtype(levels), memory_format=memory_format(z))
+        return (x, None, None), None
+
+    (x, _, _), _ = elementwise.run(
+        "Quantize", module, launch, (z, None, None), allocate, options=_options(levels, alpha), check=check_all
+    )
+    return x  # type: ignore[return-value]

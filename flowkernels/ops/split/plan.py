@@ -14,9 +14,15 @@ from .check import check
 
 def forward(module: ModuleType, launch: Launch, out: Tensor, mean: Tensor | None, log_std: Tensor | None) -> Tensor:
     """`reference.forward` by a backend."""
-    check(out, mean, log_std)
-    log_prob = allocate_log_det(out)
-    elementwise.run("SplitForward", module, launch, (out, mean, log_std), (None, None, None), sums=log_prob)
+    _, log_prob = elementwise.run(
+        "SplitForward",
+        module,
+        launch,
+        (out, mean, log_std),
+        lambda: (elementwise.NONE, allocate_log_det(out)),
+        check=lambda: check(out, mean, log_std),
+    )
+    assert log_prob is not None
     return log_prob
 
 
@@ -31,6 +37,8 @@ def backward(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """`reference.backward` by a backend; None for what `wanted` leaves out."""
     inputs = (out, mean, log_std)
-    grads = tuple(allocate_like(t) if w and t is not None else None for t, w in zip(inputs, wanted))
-    elementwise.run("SplitBackward", module, launch, inputs, grads, per_row=grad_log_prob)
-    return grads
+
+    def allocate():
+        return tuple(allocate_like(t) if w and t is not None else None for t, w in zip(inputs, wanted)), None
+
+    return elementwise.run("SplitBackward", module, launch, inputs, allocate, wanted, grad_log_prob)[0]
