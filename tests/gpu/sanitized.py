@@ -41,6 +41,17 @@ def run_elementwise(shape: tuple[int, ...], how: str, device: torch.device, dtyp
         assert result.cpu().isfinite().all()
 
 
+def run_spline(shape: tuple[int, ...], how: str, device: torch.device, dtype: torch.dtype) -> None:
+    """A spline of every element, forth and back, with gradients."""
+    raw_shape = (shape[0], shape[1] * fk.SplineForm().parameters, *shape[2:])
+    x, raw = (strided(torch.randn(s).to(dtype), how).to(device).requires_grad_() for s in (shape, raw_shape))
+    y, log_det = fk.rational_quadratic_spline(x, raw)
+    back, _ = fk.rational_quadratic_spline(y, raw, inverse=True)
+    grads = torch.autograd.grad((back, log_det), (x, raw), (torch.ones_like(back), torch.ones_like(log_det)))
+    for result in (y, log_det, back, *grads):
+        assert result.cpu().isfinite().all()
+
+
 def run(call: Call, device: torch.device, dtype: torch.dtype) -> None:
     """Forward and backward; every result is copied back, so that the tool sees what was never written."""
     case = inputs(call)
@@ -72,7 +83,8 @@ def main() -> int:
                 for shape in SHAPES:
                     for how in ("contiguous", "offset", "transposed"):
                         run_elementwise(shape, how, device, dtype)
-                        ran += 1
+                        run_spline(shape, how, device, dtype)
+                        ran += 2
     torch.cuda.synchronize(device)
     print(f"{ran} calls ran")
     return 0 if ran else 1
