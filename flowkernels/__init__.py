@@ -2,7 +2,7 @@
 
 import torch  # noqa: F401  first, so that its OpenMP and CUDA runtimes are the ones in the process
 
-from . import models, nn
+from . import integrations, models, nn
 from .backends import BackendError, backend
 from .flows import Flow
 from .functional import (
@@ -20,6 +20,7 @@ from .functional import (
     unsqueeze,
 )
 from .inspect import explain, warmup
+from .integrations import accelerate
 from .ops.affine_coupling import AffineForm
 from .ops.rational_quadratic_spline import SplineForm
 from .version import __version__
@@ -30,11 +31,13 @@ __all__ = [
     "Flow",
     "SplineForm",
     "__version__",
+    "accelerate",
     "actnorm",
     "affine_coupling",
     "backend",
     "dequantize",
     "explain",
+    "integrations",
     "log_normal",
     "merge",
     "models",

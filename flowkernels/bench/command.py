@@ -69,7 +69,11 @@ def _measure_all(workloads: list[Workload], level: int, device: torch.device) ->
     progress = _Progress(len(pairs))
     results = []
     for workload in workloads:
-        built = workload.build(device)
+        try:
+            built = workload.build(device)
+        except ImportError as missing:  # of the library whose model it is
+            print(f"{workload.name}: not measured: {missing}", file=sys.stderr)
+            continue
         compiling = workload.compiled is not None and level >= workload.compiled
         for mode in workload.modes_of(level):
             progress.next(f"{workload.name}, {mode}")

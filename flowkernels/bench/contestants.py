@@ -12,7 +12,7 @@ from torch import Tensor
 from .counting import Count, count_both, counting
 from .peers import Jitted
 from .steps import loss
-from .workloads import COMPILE, FUSED_STEP, STEPS, TRAIN, Problem
+from .workloads import COMPILE, STEPS, TRAIN, Problem
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,9 +83,9 @@ def of_jax(name: str, jitted: Jitted, problem: Problem, mode: str) -> Contestant
     return Contestant(name, lambda: jitted.jax.block_until_ready(function(*arrays)), values, on_torch=False)
 
 
-def of_step(name: str, make: Callable[[bool], Callable[[], object]], mode: str) -> Contestant:
+def of_step(name: str, make: Callable[[str], Callable[[], object]], mode: str) -> Contestant:
     """A training step. One in JAX returns no tensor, and has parameters of another meaning."""
-    run = make(mode == FUSED_STEP)
+    run = make(mode)
     return Contestant(
         name, run, lambda value: [value.reshape(1)] if isinstance(value, Tensor) else None, on_torch=False
     )

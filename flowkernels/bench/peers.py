@@ -12,6 +12,7 @@ import logging
 import warnings
 from collections.abc import Callable, Iterable
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,7 +21,8 @@ from .steps import LEARNING_RATE
 from .workloads import Pair
 
 
-def _import(name: str) -> ModuleType:
+def load(name: str) -> ModuleType:
+    """A module of another library; ImportError where that is not installed."""
     # Some of these libraries warn on import about what does not concern us.
     with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
@@ -40,7 +42,7 @@ class _Given(torch.nn.Module):
 
 def normflows_sigmoid(x: Tensor, raw: Tensor) -> Pair:
     """normflows' AffineCouplingBlock; its forward is our formula."""
-    flows = _import("normflows.flows")
+    flows = load("normflows.flows")
     given = _Given()
     block = flows.AffineCouplingBlock(given, scale_map="sigmoid")
 
@@ -57,7 +59,7 @@ def normflows_sigmoid(x: Tensor, raw: Tensor) -> Pair:
 
 def nflows_sigmoid(x: Tensor, raw: Tensor) -> Pair:
     """nflows' AffineCouplingTransform, which transforms where its mask is 1."""
-    coupling = _import("nflows.transforms.coupling")
+    coupling = load("nflows.transforms.coupling")
     given = _Given()
     mask = (torch.arange(x.shape[1]) >= x.shape[1] // 2).int()
     layer = coupling.AffineCouplingTransform(mask, lambda inputs, outputs: given).to(x.device)
@@ -75,7 +77,7 @@ def nflows_sigmoid(x: Tensor, raw: Tensor) -> Pair:
 
 def nflows_spline(x: Tensor, raw: Tensor) -> Pair:
     """nflows' function, which all of its spline layers call."""
-    splines = _import("nflows.transforms.splines.rational_quadratic")
+    splines = load("nflows.transforms.splines.rational_quadratic")
 
     def run(x, raw, inverse=False):
         view = raw.view(*x.shape, -1)
@@ -89,7 +91,7 @@ def nflows_spline(x: Tensor, raw: Tensor) -> Pair:
 
 def freia_atan(x: Tensor, raw: Tensor) -> Pair:
     """FrEIA's AffineCouplingOneSided with its default clamp."""
-    modules = _import("FrEIA.modules")
+    modules = load("FrEIA.modules")
     given = _Given()
     layer = modules.AffineCouplingOneSided([tuple(x.shape[1:])], subnet_constructor=lambda inputs, outputs: given)
 
@@ -108,7 +110,7 @@ def freia_atan(x: Tensor, raw: Tensor) -> Pair:
 
 def zuko_softclip(x: Tensor, raw: Tensor) -> Pair:
     """zuko's GeneralCouplingTransform, which keeps where its mask is True."""
-    flows = _import("zuko.flows")
+    flows = load("zuko.flows")
     given = _Given()
     mask = torch.arange(x.shape[1]) < x.shape[1] // 2
     layer = flows.GeneralCouplingTransform(x.shape[1], mask=mask)
@@ -148,8 +150,8 @@ def flowjax_softplus(x: Tensor, raw: Tensor) -> Jitted:
     if x.device.type != "cpu":
         raise ImportError("flowjax is measured on the CPU only")
     logging.getLogger("jax").setLevel(logging.ERROR)
-    bijections = _import("flowjax.bijections")
-    equinox, jax = _import("equinox"), _import("jax")
+    bijections = load("flowjax.bijections")
+    equinox, jax = load("equinox"), load("jax")
     coupling = bijections.Coupling(
         jax.random.key(0),
         transformer=bijections.Affine(),
@@ -206,14 +208,14 @@ class Layers(torch.nn.Module):
 
 def normflows_planar(u: Tensor, w: Tensor, b: Tensor) -> Layers:
     """normflows' Planar, K of them."""
-    flows = _import("normflows.flows")
+    flows = load("normflows.flows")
     shape, rows = (u.shape[1],), zip(*(p.clone().split(1) for p in (u, w, b)))
     return Layers(("u", "w", "b"), (flows.Planar(shape, "tanh", *own) for own in rows))
 
 
 def normflows_radial(center: Tensor, alpha: Tensor, beta: Tensor) -> Layers:
     """normflows' Radial, K of them."""
-    flows = _import("normflows.flows")
+    flows = load("normflows.flows")
     layers = []
     for own in zip(*(p.clone().split(1) for p in (center, alpha, beta))):
         layers.append(flows.Radial((center.shape[1],), own[0]).to(center.device))
@@ -221,21 +223,55 @@ def normflows_radial(center: Tensor, alpha: Tensor, beta: Tensor) -> Layers:
     return Layers(("z_0", "alpha", "beta"), layers)
 
 
-def flowjax_planar_step(inputs: tuple[Tensor, ...], fused: bool) -> Callable[[], object]:
+def flowjax_planar_step(inputs: tuple[Tensor, ...], mode: str) -> Callable[[], object]:
     """A training step of flowjax's planar layers, scanned as its planar_flow does, under jit with optax's Adam.
 
     Its constraint of u is another function, so the loss is another too; the work is the same.
     """
     x, u, w, b = inputs
-    if x.device.type != "cpu":
-        raise ImportError("flowjax is measured on the CPU only")
-    logging.getLogger("jax").setLevel(logging.ERROR)
-    bijections, equinox, jax, optax = map(_import, ("flowjax.bijections", "equinox", "jax", "optax"))
+    bijections, equinox, jax = _flowjax(x)
     depth, features = u.shape
     keys = jax.random.split(jax.random.key(0), depth)
     layers = equinox.filter_vmap(lambda key: bijections.Planar(key, dim=features))(keys)
     given = jax.numpy.asarray(torch.cat((w, u, b[:, None]), 1).numpy())
     stack = bijections.Scan(equinox.tree_at(lambda planar: planar.params, layers, given))
+    return _flowjax_step(stack, x)
+
+
+def flowjax_spline_step(x: Tensor, depth: int, hidden: int, bins: int, bound: float, mode: str) -> Callable[[], object]:
+    """A training step of flowjax's coupling layers of splines under jit with optax's Adam.
+
+    The layers are scanned, as its coupling_flow does, with a reversal between them; its splines have another map to
+    positive numbers, so the loss is another, for the same work.
+    """
+    bijections, equinox, jax = _flowjax(x)
+    features = x.shape[1]
+
+    def make(key):
+        coupling = bijections.Coupling(
+            key,
+            transformer=bijections.RationalQuadraticSpline(knots=bins, interval=bound),
+            untransformed_dim=features // 2,
+            dim=features,
+            nn_width=hidden,
+            nn_depth=2,
+        )
+        return bijections.Chain([coupling, bijections.Flip((features,))])
+
+    layers = equinox.filter_vmap(make)(jax.random.split(jax.random.key(0), depth))
+    return _flowjax_step(bijections.Scan(layers), x)
+
+
+def _flowjax(x: Tensor) -> tuple[ModuleType, ModuleType, ModuleType]:
+    """flowjax's bijections, equinox and jax."""
+    if x.device.type != "cpu":
+        raise ImportError("flowjax is measured on the CPU only")
+    logging.getLogger("jax").setLevel(logging.ERROR)
+    return load("flowjax.bijections"), load("equinox"), load("jax")
+
+
+def _flowjax_step(stack: Any, x: Tensor) -> Callable[[], object]:
+    equinox, jax, optax = map(load, ("equinox", "jax", "optax"))
     data, optimizer = jax.numpy.asarray(x.numpy()), optax.adam(LEARNING_RATE)
 
     def loss(stack):

@@ -78,7 +78,7 @@ def _cost(op: str, inputs: tuple[Tensor, ...], mode: str) -> Cost:
 def _problem(device: torch.device, op: str, shape: tuple[int, int, int], library: str | None = None) -> Problem:
     inputs, plain = _inputs(device, op, shape), NATURAL[op]
     ours = getattr(functional, op)
-    training: dict[str, Callable[[bool], Callable[[], object]]] = {
+    training: dict[str, Callable[[str], Callable[[], object]]] = {
         EAGER: functools.partial(steps.of_function, plain.forward, inputs),
         COMPILE: functools.partial(steps.of_compiled, plain.forward, inputs),
         OURS: functools.partial(steps.of_function, ours, inputs),

@@ -1,4 +1,4 @@
-"""Training steps: forward pass, negative log-likelihood, backward pass and Adam, by every implementation of a stack."""
+"""Training steps: forward pass, negative log-likelihood, backward pass and, in two of the modes, Adam."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+
+from .workloads import FUSED_STEP, GRADIENTS
 
 LEARNING_RATE = 1e-5  # small: a step is repeated hundreds of times, and should stay the same problem
 
@@ -16,37 +18,38 @@ def loss(z: Tensor, log_det: Tensor) -> Tensor:
 
 
 def of_parameters(
-    forward: Callable[[], tuple[Tensor, Tensor]], parameters: Sequence[Tensor], fused: bool
+    forward: Callable[[], tuple[Tensor, Tensor]], parameters: Sequence[Tensor], mode: str
 ) -> Callable[[], Tensor]:
-    """A step that changes `parameters`, and returns the loss before it does."""
-    optimizer = torch.optim.Adam(parameters, lr=LEARNING_RATE, fused=fused or None)
+    """A step that changes `parameters` where the mode has an optimiser, and returns the loss before it does."""
+    optimizer = torch.optim.Adam(parameters, lr=LEARNING_RATE, fused=mode == FUSED_STEP or None)
 
     def step():
         with torch.enable_grad():
             value = loss(*forward())
             optimizer.zero_grad()
             value.backward()
-        optimizer.step()
+        if mode != GRADIENTS:
+            optimizer.step()
         return value.detach()
 
     return step
 
 
-def of_function(function: Callable, inputs: tuple[Tensor, ...], fused: bool) -> Callable[[], Tensor]:
+def of_function(function: Callable, inputs: tuple[Tensor, ...], mode: str) -> Callable[[], Tensor]:
     """With a function of x and the parameters, which are those three tensors."""
     x, *rest = inputs
     parameters = [p.detach().clone().requires_grad_() for p in rest]
-    return of_parameters(lambda: function(x, *parameters), parameters, fused)
+    return of_parameters(lambda: function(x, *parameters), parameters, mode)
 
 
-def of_compiled(function: Callable, inputs: tuple[Tensor, ...], fused: bool) -> Callable[[], Tensor]:
+def of_compiled(function: Callable, inputs: tuple[Tensor, ...], mode: str) -> Callable[[], Tensor]:
     """The same under torch.compile."""
     torch._dynamo.reset()
-    return of_function(torch.compile(function, dynamic=False, fullgraph=True), inputs, fused)
+    return of_function(torch.compile(function, dynamic=False, fullgraph=True), inputs, mode)
 
 
-def of_layers(make: Callable, inputs: tuple[Tensor, ...], fused: bool) -> Callable[[], Tensor]:
+def of_layers(make: Callable, inputs: tuple[Tensor, ...], mode: str) -> Callable[[], Tensor]:
     """With a library's own layers, each of which has its own parameters."""
     x, *rest = inputs
     layers = make(*rest)
-    return of_parameters(lambda: layers(x), list(layers.parameters()), fused)
+    return of_parameters(lambda: layers(x), list(layers.parameters()), mode)

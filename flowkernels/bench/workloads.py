@@ -13,7 +13,7 @@ from torch import Tensor
 from ..ops.cost import Cost
 
 FORWARD, INVERSE, TRAIN = PASSES = ("forward", "inverse", "forward+backward")
-STEP, FUSED_STEP = STEPS = ("training step", "training step, fused Adam")
+STEP, FUSED_STEP, GRADIENTS = STEPS = ("training step", "training step, fused Adam", "loss and gradients")
 MODES = (*PASSES, *STEPS)
 QUICK, DEFAULT, FULL = range(3)
 EAGER, COMPILE, OURS = "eager", "compile", "ours"  # the implementations that are not another library's
@@ -44,8 +44,8 @@ class Problem:
         peers: per library, what loads it and makes its own layer; ImportError where it is not installed.
         cost: of ours, per mode.
         terms: for the outputs and the gradient of each input, how many roundings may add up in an element.
-        steps: by name, what makes a training step of an implementation, given whether Adam is to be the fused one. A
-            step returns its loss; ImportError where a library is not installed.
+        steps: by name, what makes a training step of an implementation, given which of `STEPS`. A step returns its
+            loss; ImportError where a library is not installed.
         outputs: shapes of what the functions return, where they are not that of the first input and (B,).
     """
 
@@ -55,7 +55,7 @@ class Problem:
     peers: Mapping[str, Callable[[], object]]
     cost: Callable[[str], Cost]
     terms: tuple[int, ...]
-    steps: Mapping[str, Callable[[bool], Callable[[], object]]] = dataclasses.field(default_factory=dict)
+    steps: Mapping[str, Callable[[str], Callable[[], object]]] = dataclasses.field(default_factory=dict)
     outputs: tuple[torch.Size, ...] = ()
 
     @property
@@ -108,10 +108,11 @@ class Workload:
 @functools.cache
 def registry() -> tuple[Workload, ...]:
     """Every workload of every op."""
-    from . import affine_coupling, images, models, splines, stacks
+    from . import affine_coupling, images, models, splines, stacks, whole
 
     of_stacks = (*stacks.workloads(stacks.PLANAR), *stacks.workloads(stacks.RADIAL))
-    return (*affine_coupling.workloads(), *of_stacks, *splines.workloads(), *images.workloads(), *models.workloads())
+    of_models = (*models.workloads(), *whole.workloads())
+    return (*affine_coupling.workloads(), *of_stacks, *splines.workloads(), *images.workloads(), *of_models)
 
 
 def ops() -> list[str]:

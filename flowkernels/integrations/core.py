@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
 import importlib.util
@@ -267,15 +268,25 @@ def _judge(module: nn.Module, excluded: bool) -> tuple[Entry | None, str | None]
     entry = next((_entries[base] for base in kind.__mro__ if base in _entries), None)
     if entry is None:
         layer = isinstance(module, tuple(_families)) and not any(_flow_layers(module))
-        why = _EXCLUDED if excluded else _fast_enough.get(kind, "no faster form is known")
-        return None, why if layer else None
+        reason = _EXCLUDED if excluded else _fast_enough.get(kind, "no faster form is known")
+        return None, reason if layer else None
     if kind is entry.fast:
         return None, None  # accelerated before
     if excluded:
         return entry, _EXCLUDED
-    if kind is not entry.library:
-        return entry, f"a subclass of {_name(entry.library)}"
-    return entry, _changed(module, entry) or getattr(entry.fast, "refuse", lambda _: None)(module)
+    why = _refusal(module, entry)
+    if why != "" and kind is not entry.library:
+        why = f"a subclass of {_name(entry.library)}"
+    return entry, why
+
+
+def _refusal(module: nn.Module, entry: Entry) -> str | None:
+    refuse: Callable[[nn.Module], str | None] = getattr(entry.fast, "refuse", lambda _: None)
+    if type(module) is entry.library:
+        return _changed(module, entry) or refuse(module)
+    with contextlib.suppress(AttributeError, TypeError):  # a derived class need not have what its base has
+        return refuse(module)
+    return None
 
 
 def _flow_layers(module: nn.Module) -> Iterator[nn.Module]:
@@ -306,14 +317,18 @@ def _name(kind: type) -> str:
     return f"{package}.{kind.__name__}" if package in LIBRARIES else kind.__name__
 
 
-def coverage() -> list[tuple[str, str, str]]:
-    """What `accelerate` covers of the libraries that are installed, and of classes registered by the user.
+def coverage(*libraries: str) -> list[tuple[str, str, str]]:
+    """What `accelerate` covers.
+
+    Args:
+        libraries: names of top-level packages; none: those known here that are installed.
 
     Returns:
         Rows (class, what it runs, note), sorted by name; classes that gain nothing run ``"as it is"``.
     """
-    for package, file in LIBRARIES.items():
-        if importlib.util.find_spec(package) is not None:
-            importlib.import_module(f"{__package__}.{file}")
-    rows = [(_name(entry.library), entry.runs, entry.note) for entry in _entries.values()]
-    return sorted(rows + [(_name(kind), "as it is", why) for kind, why in _fast_enough.items()])
+    for package in libraries or filter(importlib.util.find_spec, LIBRARIES):
+        importlib.import_module(f"{__package__}.{LIBRARIES[package]}")
+    rows = [(entry.library, entry.runs, entry.note) for entry in _entries.values()]
+    rows += [(kind, "as it is", why) for kind, why in _fast_enough.items()]
+    shown = libraries or tuple(LIBRARIES)
+    return sorted((_name(kind), runs, note) for kind, runs, note in rows if kind.__module__.partition(".")[0] in shown)

@@ -11,11 +11,14 @@ from typing import Any
 import torch
 from normflows import core, flows
 from normflows.flows.affine.coupling import AffineConstFlow as _AffineConstFlow
+from normflows.flows.neural_spline import autoregressive as _autoregressive
+from normflows.flows.neural_spline import coupling as _couplings
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..functional import actnorm, affine_coupling, planar, radial
 from ..ops.affine_coupling import AffineForm
+from . import nsf
 from .core import Given, family, leave_alone, plain, register, takes
 
 family(flows.Flow)
@@ -304,17 +307,17 @@ def _walking(library: type, name: str) -> Callable:
     return method
 
 
-@register(core.NormalizingFlow, runs="runs of planar or radial layers, each in one pass")
+@register(core.NormalizingFlow, runs="a run of planar or radial layers in one pass", note="every method")
 class NormalizingFlow(core.NormalizingFlow):
     refuse = staticmethod(_no_runs)
 
 
-@register(core.ClassCondFlow, runs="runs of planar or radial layers, each in one pass")
+@register(core.ClassCondFlow, runs="a run of planar or radial layers in one pass", note="every method")
 class ClassCondFlow(core.ClassCondFlow):
     refuse = staticmethod(_no_runs)
 
 
-@register(core.NormalizingFlowVAE, runs="runs of planar or radial layers, each in one pass")
+@register(core.NormalizingFlowVAE, runs="a run of planar or radial layers in one pass", note="every method")
 class NormalizingFlowVAE(core.NormalizingFlowVAE):
     refuse = staticmethod(_no_runs)
 
@@ -397,6 +400,58 @@ def _mixing(conv: Any, inverse: bool) -> tuple[Tensor, Tensor]:
         return conv._assemble_W(inverse=inverse), -log_det if inverse else log_det
     log_det = torch.linalg.slogdet(conv.W)[1]
     return (torch.inverse(conv.W.double()).to(conv.W.dtype), -log_det) if inverse else (conv.W, log_det)
+
+
+@register(
+    _couplings.PiecewiseRationalQuadraticCoupling,
+    runs="fk.rational_quadratic_spline",
+    note="in CoupledRationalQuadraticSpline; any mask; linear or circular tails, or none",
+)
+class PiecewiseRationalQuadraticCoupling(_couplings.PiecewiseRationalQuadraticCoupling):
+    @staticmethod
+    def refuse(module: Any) -> str | None:
+        return nsf.refuse_spline(module)
+
+    def forward(self, inputs, context=None):
+        original = _couplings.PiecewiseRationalQuadraticCoupling.forward
+        return nsf.couple(self, inputs, context, original, False, nsf.spline)
+
+    def inverse(self, inputs, context=None):
+        original = _couplings.PiecewiseRationalQuadraticCoupling.inverse
+        return nsf.couple(self, inputs, context, original, True, nsf.spline)
+
+
+@register(
+    _couplings.PiecewiseRationalQuadraticCDF,
+    runs="fk.rational_quadratic_spline",
+    note="what a spline coupling does to the channels that it keeps",
+)
+class PiecewiseRationalQuadraticCDF(_couplings.PiecewiseRationalQuadraticCDF):
+    @staticmethod
+    def refuse(module: Any) -> str | None:
+        return nsf.refuse_cdf(module)
+
+    def forward(self, inputs, context=None):
+        return nsf.cdf(self, inputs, False) or super().forward(inputs, context)
+
+    def inverse(self, inputs, context=None):
+        return nsf.cdf(self, inputs, True) or super().inverse(inputs, context)
+
+
+@register(
+    _autoregressive.MaskedPiecewiseRationalQuadraticAutoregressive,
+    runs="fk.rational_quadratic_spline",
+    note="in AutoregressiveRationalQuadraticSpline; its elementwise part",
+)
+class MaskedPiecewiseRationalQuadraticAutoregressive(_autoregressive.MaskedPiecewiseRationalQuadraticAutoregressive):
+    @staticmethod
+    def refuse(module: Any) -> str | None:
+        return nsf.refuse_spline(module)
+
+    def _elementwise(self, inputs, autoregressive_params, inverse=False):
+        return nsf.autoregressive_spline(self, inputs, autoregressive_params, inverse) or super()._elementwise(
+            inputs, autoregressive_params, inverse
+        )
 
 
 for _fast, _methods in (

@@ -60,12 +60,12 @@ def test_flowjax_steps_are_timed_and_not_compared():
     assert row.error is None
 
 
-@pytest.mark.parametrize("fused", [False, True])
-def test_a_step_changes_the_parameters_and_returns_the_loss_before(fused):
+@pytest.mark.parametrize("mode", [STEP, FUSED_STEP])
+def test_a_step_changes_the_parameters_and_returns_the_loss_before(mode):
     problem = stacks._problem(CPU, "planar", SMALL)
     inputs = problem.inputs
-    step = problem.steps[OURS](fused)
-    (exact,) = contestants.truth(problem, STEP)
+    step = problem.steps[OURS](mode)
+    (exact,) = contestants.truth(problem, mode)
     first, second = step(), step()
     assert torch.allclose(first.double(), exact[0])
     assert second < first

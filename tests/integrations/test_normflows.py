@@ -1,0 +1,334 @@
+"""normflows' layers, accelerated, against themselves."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+from flowkernels.integrations import accelerate
+
+nf = pytest.importorskip("normflows")
+flows = nf.flows
+
+WIDTHS = {"channel": (3, 2), "channel_inv": (2, 3)}
+
+
+def mlp(inputs, outputs):
+    return nf.nets.MLP([inputs, 8, outputs])
+
+
+@pytest.mark.parametrize("scale_map", ["exp", "sigmoid", "sigmoid_inv"])
+@pytest.mark.parametrize("mode", WIDTHS)
+def test_coupling_block_by_channels(check_parity, scale_map, mode):
+    kept, moved = WIDTHS[mode]
+    block = flows.AffineCouplingBlock(mlp(kept, 2 * moved), scale_map=scale_map, split_mode=mode)
+    check_parity(block, torch.randn(7, 5), replaced=4)
+
+
+@pytest.mark.parametrize("mode", WIDTHS)
+def test_additive_coupling_block(check_parity, mode):
+    kept, moved = WIDTHS[mode]
+    check_parity(flows.AffineCouplingBlock(mlp(kept, moved), scale=False, split_mode=mode), torch.randn(7, 5))
+
+
+@pytest.mark.parametrize("mode", ["checkerboard", "checkerboard_inv"])
+@pytest.mark.parametrize("shape", [(3, 4, 6), (3, 5, 4), (6,)], ids=str)
+def test_coupling_block_by_checkerboard(check_parity, mode, shape):
+    net = nn.Conv2d(3, 6, 3, padding=1) if len(shape) == 3 else mlp(3, 6)
+    check_parity(flows.AffineCouplingBlock(net, split_mode=mode), torch.randn(4, *shape))
+
+
+@pytest.mark.parametrize("scale_map", ["exp", "sigmoid", "sigmoid_inv"])
+def test_coupling_alone(check_parity, scale_map):
+    check_parity(flows.AffineCoupling(mlp(3, 4), scale_map=scale_map), torch.randn(7, 3), torch.randn(7, 2), replaced=1)
+    net = nn.Conv2d(2, 6, 3, padding=1)
+    check_parity(flows.AffineCoupling(net, scale_map=scale_map), torch.randn(2, 2, 4, 4), torch.randn(2, 3, 4, 4))
+
+
+def test_conditioner_whose_output_broadcasts(check_parity):
+    pooled = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(2, 4, 1))
+    check_parity(flows.AffineCouplingBlock(pooled), torch.randn(3, 4, 4, 4))
+
+
+def test_unknown_scale_map_is_left_alone():
+    report = accelerate(flows.AffineCoupling(mlp(3, 4), scale_map="other"))
+    assert "'other'" in report.left_alone[0].why
+
+
+@pytest.mark.parametrize("which", ["both", "shift", "scale"])
+def test_masked_affine(check_parity, which):
+    mask = torch.tensor([1.0, 0, 1, 0, 0])
+    shift, scale = (mlp(5, 5) if which in ("both", name) else None for name in ("shift", "scale"))
+    check_parity(flows.MaskedAffineFlow(mask, shift, scale), torch.randn(7, 5), replaced=1)
+
+
+@pytest.mark.parametrize("bad", [float("inf"), -float("inf"), float("nan")])
+@pytest.mark.parametrize("method", ["forward", "inverse"])
+@pytest.mark.parametrize("column", [0, 1])
+def test_masked_affine_marks_what_is_not_finite(bad, method, column):
+    class Spoiled(nn.Module):
+        def forward(self, x):
+            return torch.zeros_like(x).index_put((torch.tensor(1), torch.tensor(column)), torch.tensor(bad))
+
+    mask, z = torch.tensor([1.0, 0]), torch.randn(3, 2)
+    for nets in ((Spoiled(), mlp(2, 2)), (mlp(2, 2), Spoiled()), (Spoiled(), None)):
+        layer = flows.MaskedAffineFlow(mask, *nets)
+        expected = getattr(layer, method)(z)
+        accelerate(layer, strict=True)
+        torch.testing.assert_close(getattr(layer, method)(z), expected, equal_nan=True)
+
+
+def test_masks_of_other_numbers_are_left_alone():
+    layer = flows.MaskedAffineFlow(torch.tensor([0.5, 1.0]), mlp(2, 2), mlp(2, 2))
+    assert "0 and 1" in accelerate(layer).left_alone[0].why
+
+
+@pytest.mark.parametrize("shape", [(4,), (2, 3)])
+def test_planar_and_radial(check_parity, shape):
+    z = torch.randn(7, *shape)
+    check_parity(flows.Planar(shape), z, methods=("forward",), replaced=1)
+    check_parity(flows.Planar(shape, act="leaky_relu"), z, replaced=1, exact=False)
+    check_parity(flows.Radial(shape), z, methods=("forward",), replaced=1)
+
+
+@pytest.mark.parametrize("layer", [flows.Planar((3,)), flows.Radial((3,))], ids=["planar", "radial"])
+def test_the_library_has_no_inverse(layer):
+    accelerate(layer, strict=True)
+    with pytest.raises(NotImplementedError):
+        layer.inverse(torch.randn(2, 3))
+
+
+def stack(act="tanh"):
+    layers = [flows.Planar((4,), act=act) for _ in range(3)]
+    if act == "tanh":
+        layers += [flows.Radial((4,)) for _ in range(2)]
+    return nf.NormalizingFlow(nf.distributions.DiagGaussian(4), [*layers, *layers[:1]])
+
+
+@pytest.mark.parametrize("method", ["forward", "forward_and_log_det"])
+def test_runs_of_planar_and_radial_layers(check_parity, method):
+    z = torch.randn(7, 4)
+    check_parity(stack(), z, methods=(method,), replaced=6, exact=method == "forward")
+    methods = method, "inverse", "inverse_and_log_det", "log_prob"
+    check_parity(stack("leaky_relu"), z, methods=methods, replaced=4, exact=False)
+
+
+def test_runs_in_sampling_and_divergences(check_parity):
+    model = stack("leaky_relu")
+    model.p = nf.distributions.DiagGaussian(4)
+    for function in (
+        lambda m: m.sample(5),
+        lambda m: m.reverse_kld(5),
+        lambda m: m.reverse_kld(5, score_fn=False),
+        lambda m: m.reverse_alpha_div(5, alpha=0.5, dreg=True),
+        lambda m: m.forward_kld(torch.linspace(-1, 1, 20).view(5, 4)),
+    ):
+        ours = copy.deepcopy(model)
+        accelerate(ours)
+        torch.manual_seed(3)
+        expected = function(model)
+        torch.manual_seed(3)
+        torch.testing.assert_close(function(ours), expected)
+
+
+def count_ops(function):
+    with torch.profiler.profile() as profile:
+        function()
+    return sum(e.count for e in profile.key_averages() if e.key.startswith("aten::"))
+
+
+def test_a_run_is_one_pass_and_its_layers_work_alone():
+    model, z = stack(), torch.randn(7, 4)
+    before = count_ops(lambda: model(z))
+    alone = model.flows[1](z)
+    accelerate(model)
+    assert count_ops(lambda: model(z)) < before / 3
+    torch.testing.assert_close(model.flows[1](z), alone)
+
+
+def test_a_hook_inside_a_run_is_called():
+    model, z, seen = stack(), torch.randn(7, 4), []
+    expected = model.forward_and_log_det(z)
+    accelerate(model)
+    handle = model.flows[1].register_forward_hook(lambda module, args, output: seen.append(args[0].shape))
+    torch.testing.assert_close(model.forward_and_log_det(z), expected)
+    assert seen == [z.shape]
+    handle.remove()
+    model(z)
+    assert len(seen) == 1
+
+
+def test_an_excluded_layer_parts_a_run():
+    model, z = stack(), torch.randn(7, 4)
+    expected = model.forward_and_log_det(z)
+    report = accelerate(model, exclude="flows.1")
+    assert type(model.flows[1]) is flows.Planar
+    torch.testing.assert_close(model.forward_and_log_det(z), expected)
+    report.undo()
+    assert type(model) is nf.NormalizingFlow
+
+
+def test_frozen_layers_in_a_run_get_no_gradient():
+    model = stack()
+    model.flows[1].u.requires_grad_(False)
+    accelerate(model)
+    z, log_det = model.forward_and_log_det(torch.randn(7, 4))
+    (z.sum() + log_det.sum()).backward()
+    assert model.flows[1].u.grad is None
+    assert all(p.grad is not None for name, p in model.flows.named_parameters() if name != "1.u")
+
+
+def test_a_model_without_runs_is_not_mentioned():
+    model = nf.NormalizingFlow(nf.distributions.DiagGaussian(2), [flows.Planar((2,)), flows.Permute(2)])
+    report = accelerate(model, strict=True)
+    assert [r.name for r in report.replaced] == ["flows.0"]
+    assert [(left.name, left.known) for left in report.left_alone] == [("flows.1", False)]
+
+
+def test_a_conditional_model_is_not_mentioned():
+    layers = [flows.AutoregressiveRationalQuadraticSpline(2, 1, 4, num_context_channels=3)]
+    model = nf.ConditionalNormalizingFlow(nf.distributions.DiagGaussian(2), layers)
+    report = accelerate(model, strict=True)
+    assert [r.name for r in report.replaced] == ["flows.0.mprqat"]
+    assert not report.left_alone
+
+
+def test_variational_autoencoder_with_a_run():
+    model = nf.NormalizingFlowVAE(
+        nf.distributions.DiagGaussian(3, trainable=False),
+        nf.distributions.NNDiagGaussian(nn.Linear(5, 6)),
+        [flows.Planar((3,)) for _ in range(4)],
+    )
+    x = torch.randn(6, 5)
+    torch.manual_seed(0)
+    expected = model(x, 2)
+    assert len(accelerate(model, strict=True).replaced) == 5
+    torch.manual_seed(0)
+    torch.testing.assert_close(model(x, 2), expected)
+
+
+@pytest.mark.parametrize("shape", [(4, 1, 1), (4,)])
+def test_actnorm_and_constant_affine(check_parity, shape):
+    x = torch.randn(6, 4, *shape[1:]) if len(shape) == 1 else torch.randn(3, 4, 2, 5)
+    affine = flows.affine.AffineConstFlow(shape)
+    nn.init.normal_(affine.s)
+    check_parity(affine, x, replaced=1)
+    norm = flows.ActNorm(shape)
+    norm(torch.randn(9, *x.shape[1:]))
+    check_parity(norm, x, replaced=1)
+    assert affine.s.shape == (1, *shape)
+
+
+@pytest.mark.parametrize("method", ["forward", "inverse"])
+def test_actnorm_is_initialised_as_the_library_does(method):
+    x = torch.randn(8, 3, 4, 4) * 2 + 1
+    theirs, ours = flows.ActNorm((3, 1, 1)), flows.ActNorm((3, 1, 1))
+    accelerate(ours.eval())
+    for _ in range(2):
+        torch.testing.assert_close(getattr(ours, method)(x), getattr(theirs, method)(x))
+    torch.testing.assert_close(ours.state_dict(), theirs.state_dict())
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"use_lu": False}, {"scale_map": "exp"}, {"split_mode": "checkerboard"}], ids=str
+)
+@pytest.mark.parametrize("initialised", [False, True])
+def test_glow_block(check_parity, options, initialised):
+    block = flows.GlowBlock(6, 8, init_zeros=False, **options)
+    if initialised:
+        block.inverse(torch.randn(9, 6, 4, 4))
+    check_parity(block, torch.randn(3, 6, 4, 4), methods=("forward", "inverse")[:: 1 if initialised else -1])
+
+
+def test_glow_block_of_one_channel(check_parity):
+    block = flows.GlowBlock(1, 4, split_mode="checkerboard", init_zeros=False)
+    block(torch.randn(9, 1, 4, 4))
+    check_parity(block, torch.randn(3, 1, 4, 4))
+
+
+def glow():
+    levels = [[*(flows.GlowBlock(channels, 8) for _ in range(2)), flows.Squeeze()] for channels in (8, 4)]
+    bases = [nf.distributions.ClassCondDiagGaussian(shape, 3) for shape in ((8, 2, 2), (2, 4, 4))]
+    return nf.MultiscaleFlow(bases, levels, [flows.Merge()])
+
+
+def test_glow_is_trained_alike():
+    x, y = torch.randn(5, 1, 8, 8).double(), torch.tensor([0, 1, 2, 0, 1])
+    theirs = glow().double()
+    theirs.forward_kld(x, y)
+    ours = copy.deepcopy(theirs)
+    assert len(accelerate(ours, strict=True).replaced) > 4
+    for model in (theirs, ours):
+        optimizer = torch.optim.Adam(model.parameters(), 1e-3)
+        for _ in range(3):
+            optimizer.zero_grad()
+            model.forward_kld(x, y).backward()
+            optimizer.step()
+    torch.testing.assert_close(ours.forward_kld(x, y), theirs.forward_kld(x, y))
+    torch.manual_seed(0)
+    expected = theirs.sample(4, y[:4])
+    torch.manual_seed(0)
+    torch.testing.assert_close(ours.sample(4, y[:4]), expected)
+
+
+@pytest.mark.parametrize("tails", ["linear", "circular"])
+@pytest.mark.parametrize("features, reverse", [(5, False), (6, False), (6, True)])
+def test_coupled_spline(check_parity, tails, features, reverse):
+    layer = flows.CoupledRationalQuadraticSpline(features, 1, 8, num_bins=5, tails=tails, reverse_mask=reverse)
+    check_parity(layer, 2 * torch.randn(7, features), replaced=2)
+
+
+def test_coupled_spline_with_context_and_dropout():
+    layer = flows.CoupledRationalQuadraticSpline(4, 1, 8, num_context_channels=3, dropout_probability=0.5)
+    x, context = torch.randn(7, 4), torch.randn(7, 3)
+    torch.manual_seed(0)
+    expected = layer(x, context)
+    accelerate(layer, strict=True)
+    torch.manual_seed(0)
+    torch.testing.assert_close(layer(x, context), expected)
+
+
+def test_splines_with_tails_for_each_feature_are_left_alone():
+    report = accelerate(flows.CircularCoupledRationalQuadraticSpline(4, 1, 8, [1]))
+    assert not report.replaced
+    assert "differ between features" in report.left_alone[0].why
+
+
+def test_autoregressive_spline(check_parity):
+    check_parity(flows.AutoregressiveRationalQuadraticSpline(3, 1, 8), torch.randn(7, 3), replaced=1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_what_the_op_does_not_take_is_the_librarys(dtype):
+    """float64 beside float32 parameters, and half precision: the library's own results and errors."""
+    for layer in (flows.Planar((4,)), flows.ActNorm((4,)), flows.MaskedAffineFlow(torch.tensor([1.0, 0, 1, 0]))):
+        z = torch.randn(6, 4).to(dtype)
+        expected = layer(z)
+        accelerate(layer)
+        found = layer(z)
+        torch.testing.assert_close(found, expected)
+
+
+def test_pickle_and_state_dict(tmp_path):
+    model = stack()
+    accelerate(model)
+    other = pickle.loads(pickle.dumps(model))
+    z = torch.randn(7, 4)
+    torch.testing.assert_close(other(z), model(z))
+    torch.save(model.state_dict(), tmp_path / "state.pt")
+    fresh = stack()
+    fresh.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True), strict=True)
+    torch.testing.assert_close(fresh(z), model(z))
+
+
+def test_subclasses_are_left_alone():
+    class Own(flows.Planar):
+        def forward(self, z):
+            return z, torch.zeros(len(z))
+
+    layer = Own((3,))
+    report = accelerate(layer)
+    assert "a subclass of normflows.Planar" in report.left_alone[0].why
+    assert type(layer) is Own
