@@ -42,7 +42,7 @@ $(TORCH_STAMP): $(VENV)/bin/python
 # Without isolation, so that a second build finds the compiled objects of the first.
 $(VENV)/install.stamp: $(TORCH_STAMP) pyproject.toml $(NATIVE)
 	@echo "make: building and installing flowkernels into $(VENV)"
-	$(BIN)/pip install --quiet --no-build-isolation --editable ".[test,train,dev]"
+	$(BIN)/pip install --quiet --no-build-isolation --editable ".[test,train,dev,libraries]"
 	@touch $@
 
 clean:
