@@ -31,7 +31,7 @@ for _kind, _why in (
 ):
     leave_alone(_kind, _why)
 
-_NOTE = "any clamp activation: one that is not the library's own computes the logarithm of the scale as before"
+_NOTE = "any clamp activation; after one that is not the library's own, the rest if large, or on a GPU"
 
 
 class _Sines(nn.Module):
@@ -48,8 +48,9 @@ class _Sines(nn.Module):
 @functools.lru_cache
 def _tried(fast: type, library: Any) -> str | None:
     """Why a class is left alone: a small block of it does something else once it is accelerated."""
-    block = library([(4,)], [(1,)], subnet_constructor=_Sines)
-    x, condition = (torch.linspace(-2, 2, 3 * n, dtype=torch.float64, device="cpu").view(3, n) for n in (4, 1))
+    block = library([(4,)], [(1,)], subnet_constructor=_Sines).double()
+    rows = max(8, getattr(fast, "least", 0)) // 2
+    x, condition = (torch.linspace(-2, 2, rows * n, dtype=torch.float64, device="cpu").view(rows, n) for n in (4, 1))
     for rev in (False, True):
         block.__class__ = library
         (y,), log_det = block([x], [condition], rev=rev)
@@ -65,8 +66,8 @@ def _refuse(fast: Any, module: Any) -> str | None:
 
 
 def _key(activation: Any) -> Any:
-    """What tells a clamp activation: the library's own are made anew for every block, from one piece of code."""
-    return getattr(activation, "__code__", activation)
+    """What tells a clamp activation: torch's by itself; the library's own are made for every block from one code."""
+    return activation if isinstance(activation, types.BuiltinFunctionType) else getattr(activation, "__code__", None)
 
 
 def _known_activations() -> dict[Any, str]:
@@ -94,36 +95,46 @@ def _positive(number: Any) -> bool:
     return isinstance(number, (int, float)) and 1e-30 <= number < math.inf
 
 
+# How many numbers make a call on a CPU worth while. Below, the library's few small operations take less time than one
+# that gets scale and shift in two tensors; after an activation in torch, there is little left to save.
+_SOME, _MANY = 2**13, 2**18
+
+
+def _pays(x: Any, least: int) -> bool:
+    """Whether x is large enough; everywhere but on a CPU, an operation saved is a launch saved."""
+    return isinstance(x, Tensor) and (x.device.type != "cpu" or x.numel() >= least)
+
+
 def _fits(x: Any, raw: Any, channels: int) -> bool:
     """Whether the op takes what a network returned for x; the library also broadcasts and promotes."""
     return takes(x, raw) and raw.shape == (x.shape[0], channels, *x.shape[2:])
 
 
-def _couple(block: Any, x: Any, u: Any, rev: bool, *nets: str) -> tuple[Any, Given]:
-    """Value and log-determinant of the coupling of x whose scale and shift the networks of these names make of u.
+def _couple(block: Any, x: Any, raw: Any, rev: bool) -> tuple[Tensor, Tensor] | None:
+    """Value and log-determinant of the coupling of x by what networks returned: scale and shift, or both in one tensor.
 
-    None where the op does not take x; and the block with what was computed already, for the library's own method.
+    None where the op does not take it.
     """
-    raw = [getattr(block, net)(u) for net in nets]
-    given = Given(block, **{net: lambda _, r=r: r for net, r in zip(nets, raw)})
     if not takes(x) or x.dim() != block.ndims + 1:
-        return None, given
+        return None
     channels = x.shape[1]
-    if not all(_fits(x, r, channels * 2 // len(raw)) for r in raw):
-        return None, given
-    scale, shift = raw if len(raw) == 2 else (raw[0][:, :channels], raw[0][:, channels:])
-    centred = isinstance(block, modules.GINCouplingBlock)
-    form = None if centred else _form(block)
+    if not (all(_fits(x, r, channels) for r in raw) if isinstance(raw, tuple) else _fits(x, raw, 2 * channels)):
+        return None
+    form = _form(block)
     if form is not None:
-        return affine_coupling(x, raw[0] if len(raw) == 1 else (scale, shift), form=form, inverse=bool(rev)), given
-    clamped = block.f_clamp(scale)
-    log_scale = block.clamp * clamped
-    if not _fits(x, log_scale, channels):
-        return None, Given(given, f_clamp=lambda _: clamped)
-    if centred:
-        log_scale = log_scale - log_scale.mean(1, keepdim=True)
-    y, log_det = affine_coupling(x, (log_scale, shift), inverse=bool(rev))
-    return (y, 0.0 if centred else log_det), given
+        return affine_coupling(x, raw, form=form, inverse=bool(rev))
+    return _couple_given(block, x, raw, rev, None) if _pays(x, _MANY) else None
+
+
+def _couple_given(block: Any, x: Tensor, raw: Any, rev: bool, centre: int | None) -> tuple[Tensor, Tensor] | None:
+    """`_couple` where the block's own activation computes the logarithm of the scale; centre: then centred there."""
+    scale, shift = raw if isinstance(raw, tuple) else raw.tensor_split(2, 1)
+    log_scale = block.clamp * block.f_clamp(scale)
+    if not _fits(x, log_scale, x.shape[1]):
+        return None
+    if centre is not None:
+        log_scale = log_scale - log_scale.mean(centre, keepdim=True)
+    return affine_coupling(x, (log_scale, shift), inverse=bool(rev))
 
 
 @register(modules.GLOWCouplingBlock, runs="fk.affine_coupling", note=_NOTE)
@@ -131,38 +142,64 @@ class GLOWCouplingBlock(modules.GLOWCouplingBlock):
     refuse = classmethod(_refuse)
 
     def _coupling1(self, x1, u2, rev=False):
-        found, given = _couple(self, x1, u2, rev, "subnet2")
-        return found or modules.GLOWCouplingBlock._coupling1(given, x1, u2, rev)
+        raw = self.subnet2(u2)
+        original = modules.GLOWCouplingBlock._coupling1
+        return _couple(self, x1, raw, rev) or original(Given(self, subnet2=lambda _: raw), x1, u2, rev)
 
     def _coupling2(self, x2, u1, rev=False):
-        found, given = _couple(self, x2, u1, rev, "subnet1")
-        return found or modules.GLOWCouplingBlock._coupling2(given, x2, u1, rev)
+        raw = self.subnet1(u1)
+        original = modules.GLOWCouplingBlock._coupling2
+        return _couple(self, x2, raw, rev) or original(Given(self, subnet1=lambda _: raw), x2, u1, rev)
 
 
-@register(modules.GINCouplingBlock, runs="fk.affine_coupling", note="clamp and centring as before; then in one pass")
-class GINCouplingBlock(modules.GINCouplingBlock):
-    refuse = classmethod(_refuse)
-
-    def _coupling1(self, x1, u2, rev=False):
-        found, given = _couple(self, x1, u2, rev, "subnet2")
-        return found or modules.GINCouplingBlock._coupling1(given, x1, u2, rev)
-
-    def _coupling2(self, x2, u1, rev=False):
-        found, given = _couple(self, x2, u1, rev, "subnet1")
-        return found or modules.GINCouplingBlock._coupling2(given, x2, u1, rev)
-
-
-@register(modules.RNVPCouplingBlock, runs="fk.affine_coupling", note=_NOTE)
+@register(modules.RNVPCouplingBlock, runs="fk.affine_coupling", note=f"{_NOTE}; small calls on a CPU as before")
 class RNVPCouplingBlock(modules.RNVPCouplingBlock):
     refuse = classmethod(_refuse)
+    least = _SOME
 
     def _coupling1(self, x1, u2, rev=False):
-        found, given = _couple(self, x1, u2, rev, "subnet_s2", "subnet_t2")
-        return found or modules.RNVPCouplingBlock._coupling1(given, x1, u2, rev)
+        if not _pays(x1, self.least):
+            return super()._coupling1(x1, u2, rev)
+        s, t = self.subnet_s2(u2), self.subnet_t2(u2)
+        given = Given(self, subnet_s2=lambda _: s, subnet_t2=lambda _: t)
+        return _couple(self, x1, (s, t), rev) or modules.RNVPCouplingBlock._coupling1(given, x1, u2, rev)
 
     def _coupling2(self, x2, u1, rev=False):
-        found, given = _couple(self, x2, u1, rev, "subnet_s1", "subnet_t1")
-        return found or modules.RNVPCouplingBlock._coupling2(given, x2, u1, rev)
+        if not _pays(x2, self.least):
+            return super()._coupling2(x2, u1, rev)
+        s, t = self.subnet_s1(u1), self.subnet_t1(u1)
+        given = Given(self, subnet_s1=lambda _: s, subnet_t1=lambda _: t)
+        return _couple(self, x2, (s, t), rev) or modules.RNVPCouplingBlock._coupling2(given, x2, u1, rev)
+
+
+@register(
+    modules.GINCouplingBlock,
+    runs="fk.affine_coupling",
+    note="its network, clamp and centring as before; the rest if large, or on a GPU",
+)
+class GINCouplingBlock(modules.GINCouplingBlock):
+    refuse = classmethod(_refuse)
+    least = _MANY
+
+    def _coupling1(self, x1, u2, rev=False):
+        if not _pays(x1, self.least):
+            return super()._coupling1(x1, u2, rev)
+        raw = self.subnet2(u2)
+        original = modules.GINCouplingBlock._coupling1
+        return _couple_gin(self, x1, raw, rev) or original(Given(self, subnet2=lambda _: raw), x1, u2, rev)
+
+    def _coupling2(self, x2, u1, rev=False):
+        if not _pays(x2, self.least):
+            return super()._coupling2(x2, u1, rev)
+        raw = self.subnet1(u1)
+        original = modules.GINCouplingBlock._coupling2
+        return _couple_gin(self, x2, raw, rev) or original(Given(self, subnet1=lambda _: raw), x2, u1, rev)
+
+
+def _couple_gin(block: Any, x: Any, raw: Any, rev: bool) -> tuple[Tensor, float] | None:
+    """As `_couple`; the log-determinant is the library's 0."""
+    found = _couple_given(block, x, raw, rev, 1) if takes(x) and _fits(x, raw, 2 * x.shape[1]) else None
+    return found and (found[0], 0.0)
 
 
 @register(modules.AffineCouplingOneSided, runs="fk.affine_coupling", note=_NOTE)
@@ -171,9 +208,10 @@ class AffineCouplingOneSided(modules.AffineCouplingOneSided):
 
     def forward(self, x, c=(), rev=False, jac=True):
         x1, x2 = torch.split(x[0], [self.split_len1, self.split_len2], dim=1)
-        found, given = _couple(self, x2, torch.cat([x1, *c], 1) if self.conditional else x1, rev, "subnet")
+        raw = self.subnet(torch.cat([x1, *c], 1) if self.conditional else x1)
+        found = _couple(self, x2, raw, rev)
         if found is None:
-            return modules.AffineCouplingOneSided.forward(given, x, c, rev, jac)
+            return modules.AffineCouplingOneSided.forward(Given(self, subnet=lambda _: raw), x, c, rev, jac)
         return (torch.cat((x1, found[0]), 1),), found[1]
 
 
@@ -182,9 +220,10 @@ class ConditionalAffineTransform(modules.ConditionalAffineTransform):
     refuse = classmethod(_refuse)
 
     def forward(self, x, c=(), rev=False, jac=True):
-        found, given = _couple(self, x[0], torch.cat(c, 1) if len(c) > 1 else c[0], rev, "subnet")
+        raw = self.subnet(torch.cat(c, 1) if len(c) > 1 else c[0])
+        found = _couple(self, x[0], raw, rev)
         if found is None:
-            return modules.ConditionalAffineTransform.forward(given, x, c, rev, jac)
+            return modules.ConditionalAffineTransform.forward(Given(self, subnet=lambda _: raw), x, c, rev, jac)
         return (found[0],), found[1]
 
 
@@ -193,7 +232,6 @@ def _all_in_one(clamp: float, scale: str) -> AffineForm:
     return AffineForm(scale, bound=clamp, prescale=0.1)
 
 
-@functools.cache
 def _all_in_one_scale() -> str | None:
     """The scale map of the library's AllInOneBlock, which is not the same in all that have this version number."""
     affine = getattr(modules.AllInOneBlock, "_affine", None)
@@ -210,21 +248,28 @@ def _all_in_one_scale() -> str | None:
     return None
 
 
-@register(modules.AllInOneBlock, runs="fk.affine_coupling", note="its coupling, unless gin_block; the rest as before")
+_ALL_IN_ONE = _all_in_one_scale()
+
+
+@register(
+    modules.AllInOneBlock,
+    runs="fk.affine_coupling",
+    note="its coupling, unless gin_block; small calls on a CPU, and the rest, as before",
+)
 class AllInOneBlock(modules.AllInOneBlock):
+    least = _SOME
+
     @staticmethod
     def refuse(module: Any) -> str | None:
         if module.GIN:
             return "gin_block: nothing is gained"
-        return None if _all_in_one_scale() else "its coupling computes something else here"
+        return None if _ALL_IN_ONE else "its coupling computes something else here"
 
     def _affine(self, x, a, rev=False):
-        scale = _all_in_one_scale()
-        if scale is None or self.GIN or x.dim() != 1 + len(self.sum_dims) or not _positive(self.clamp):
-            return super()._affine(x, a, rev)
-        if not _fits(x, a, 2 * x.shape[1]):
-            return super()._affine(x, a, rev)
-        return affine_coupling(x, a, form=_all_in_one(self.clamp, scale), inverse=bool(rev))
+        known = _ALL_IN_ONE is not None and not self.GIN and _positive(self.clamp)
+        if known and _pays(x, self.least) and x.dim() == 1 + len(self.sum_dims) and _fits(x, a, 2 * x.shape[1]):
+            return affine_coupling(x, a, form=_all_in_one(self.clamp, _ALL_IN_ONE), inverse=bool(rev))
+        return super()._affine(x, a, rev)
 
 
 @functools.lru_cache
@@ -232,16 +277,15 @@ def _spline(bins: int, min_bin_sizes: tuple[float, float], domain: tuple[float, 
     return SplineForm.freia(bins, min_bin_sizes=min_bin_sizes, default_domain=domain)
 
 
-def _transform(block: Any, x: Any, u: Any, rev: bool, net: str) -> tuple[Any, Given]:
+def _transform(block: Any, x: Any, raw: Any, rev: bool) -> tuple[Tensor, Tensor] | None:
     """As `_couple`, for splines."""
-    raw, base = getattr(block, net)(u), block.spline_base
-    given = Given(block, **{net: lambda _: raw})
-    if base.domain_clamping is not None or bool(base.identity_tails) or not takes(x):
-        return None, given
+    base = block.spline_base
+    if not takes(x) or base.domain_clamping is not None or bool(base.identity_tails):
+        return None
     form = _spline(int(base.bins), tuple(base.min_bin_sizes.tolist()), tuple(base.default_domain.tolist()))
     if not _fits(x, raw, form.parameters * x.shape[1]):
-        return None, given
-    return rational_quadratic_spline(x, raw, form=form, inverse=bool(rev)), given
+        return None
+    return rational_quadratic_spline(x, raw, form=form, inverse=bool(rev))
 
 
 if hasattr(modules, "RationalQuadraticSpline"):  # not in the release on PyPI
@@ -255,9 +299,11 @@ if hasattr(modules, "RationalQuadraticSpline"):  # not in the release on PyPI
             return _refuse(cls, module)
 
         def _coupling1(self, x1, u2, rev=False):
-            found, given = _transform(self, x1, u2, rev, "subnet1")
-            return found or modules.RationalQuadraticSpline._coupling1(given, x1, u2, rev)
+            raw = self.subnet1(u2)
+            original = modules.RationalQuadraticSpline._coupling1
+            return _transform(self, x1, raw, rev) or original(Given(self, subnet1=lambda _: raw), x1, u2, rev)
 
         def _coupling2(self, x2, u1, rev=False):
-            found, given = _transform(self, x2, u1, rev, "subnet2")
-            return found or modules.RationalQuadraticSpline._coupling2(given, x2, u1, rev)
+            raw = self.subnet2(u1)
+            original = modules.RationalQuadraticSpline._coupling2
+            return _transform(self, x2, raw, rev) or original(Given(self, subnet2=lambda _: raw), x2, u1, rev)

@@ -89,7 +89,8 @@ def _apply(x: Tensor, phi: Tensor, form: AffineForm | SplineForm, inverse: bool)
 
 def _form(module: Any) -> AffineForm | SplineForm | None:
     """What the module's univariate transform is for our ops."""
-    univariate, constants = module.univariate, {}
+    univariate: Any = module.univariate
+    constants: dict[str, Any] = {}
     if isinstance(univariate, functools.partial) and not univariate.args:
         univariate, constants = univariate.func, univariate.keywords
     if not all(isinstance(value, numbers.Real) for value in constants.values()):
@@ -98,14 +99,14 @@ def _form(module: Any) -> AffineForm | SplineForm | None:
     if univariate is transforms.MonotonicAffineTransform and shapes == ((), ()) and constants.keys() <= {"slope"}:
         return _affine(**constants)
     if univariate is transforms.MonotonicRQSTransform and constants.keys() <= {"bound", "slope"}:
-        bins = shapes[0][0] if len(shapes[0]) == 1 else 0
+        bins = shapes[0][0] if len(shapes) == 3 and len(shapes[0]) == 1 else 0
         return _spline(bins, **constants) if shapes == ((bins,), (bins,), (bins - 1,)) else None
     return None
 
 
 @functools.lru_cache
 def _affine(slope: float = 1e-3) -> AffineForm | None:
-    if not (slope > 0 and slope != 1):
+    if not 0 < slope < math.inf or slope == 1:
         return None
     return AffineForm("softclip", bound=abs(math.log(slope)), layout="interleaved_shift_scale")
 

@@ -40,6 +40,7 @@ TARGETS = {
 TOOLS = pathlib.Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 APPROXIMATE = re.compile(r"\b[a-z0-9]+\.approx[.a-z0-9]*|\bdiv\.full[.a-z0-9]*|\b[a-z0-9.]+\.ftz[.a-z0-9]*")
 
+OPS = ("affine_coupling", "planar", "radial", "dequantize", "split", "rational_quadratic_spline")
 FORMS = {
     "exp": fk.AffineForm("exp"),
     "tanh": fk.AffineForm("tanh", bound=2.0),
@@ -55,6 +56,7 @@ FORMS = {
     "additive": fk.AffineForm("additive"),
     "given": fk.AffineForm("given"),
 }
+SPLINE = fk.SplineForm()
 EVERYWHERE = ("exp", "tanh", "sigmoid", "softplus")
 
 
@@ -152,6 +154,24 @@ def call_split(
     run("split", "backward", log_prob, value, *pair, (True,) * 3)
 
 
+def call_spline(
+    form: fk.SplineForm = SPLINE,
+    shape: tuple[int, ...] = (256, 64),
+    dtype: torch.dtype = torch.float32,
+    passive: int = 32,
+    mask: bool = False,
+    inverse: bool = False,
+    stride: Callable[[torch.Tensor], torch.Tensor] = lambda t: t,
+) -> None:
+    """Forward and backward of one coupling by splines, with both gradients."""
+    x = stride(torch.zeros(shape, dtype=dtype))
+    raw = stride(torch.zeros((shape[0], (shape[1] - passive) * form.parameters, *shape[2:]), dtype=dtype))
+    kept = torch.zeros(shape[1:], dtype=torch.bool) if mask else None
+    _, log_det = run("rational_quadratic_spline", "forward", x, raw, kept, form, passive, inverse)
+    wanted = (True, True, False)
+    run("rational_quadratic_spline", "backward", x, log_det, x, raw, kept, form, passive, inverse, wanted)
+
+
 def misaligned(tensor: torch.Tensor) -> torch.Tensor:
     return torch.zeros(tensor.numel() + 1, dtype=tensor.dtype)[1:].view(tensor.shape)
 
@@ -239,6 +259,32 @@ def elementwise_cases() -> Iterator[tuple[Callable[..., None], tuple[str, tuple[
         yield call_split, case
 
 
+def spline_cases() -> Iterator[tuple[str, tuple[str, ...], dict[str, object]]]:
+    """(name, targets, arguments of `call_spline`)."""
+    everywhere, hopper = tuple(TARGETS), ("sm_90",)
+    circular = fk.SplineForm(tails="circular")
+    yield "spline", everywhere, {}
+    yield "spline inverse", everywhere, {"inverse": True}
+    yield "spline bfloat16", everywhere, {"dtype": torch.bfloat16}
+    yield "spline nflows", everywhere, {"form": fk.SplineForm.nflows()}
+    yield "spline zuko", hopper, {"form": fk.SplineForm.zuko()}
+    yield "spline freia", hopper, {"form": fk.SplineForm.freia()}
+    yield "spline freia inverse", hopper, {"form": fk.SplineForm.freia(), "inverse": True}
+    yield "spline circular", hopper, {"form": circular}
+    yield "spline 4 bins", hopper, {"form": fk.SplineForm(4)}
+    for bins in (16, 32, 1024):
+        yield f"spline {bins} bins", hopper, {"form": fk.SplineForm(bins, min_width=1e-4, min_height=1e-4)}
+    yield "spline float64", hopper, {"dtype": torch.float64}
+    yield "spline mask", hopper, {"passive": 0, "mask": True}
+    yield "spline two features", hopper, {"shape": (4096, 2), "passive": 1}
+    yield "spline one program a row", hopper, {"shape": (8, 8192), "passive": 4096}
+    yield "spline chunks", hopper, {"shape": (4, 65536), "passive": 32768}
+    yield "spline image", hopper, {"shape": (8, 12, 16, 16), "passive": 6}
+    yield "spline image, channels_last", hopper, {"shape": (8, 16, 16, 16), "passive": 8, "stride": channels_last}
+    yield "spline transposed", hopper, {"stride": transposed}
+    yield "spline misaligned", hopper, {"form": circular, "stride": misaligned}
+
+
 def disassemble(cubin: bytes) -> tuple[dict[str, int], list[str], int]:
     """Resource usage of a cubin, the opcodes of its kernel, and how many come before what odd divisors alone reach."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
@@ -262,10 +308,10 @@ def widths(opcodes: list[str], name: str) -> dict[str, int]:
     return {str(width): found[width] for width in sorted(found)}
 
 
-def nvidia_row(compiled: object, per_thread: float | None) -> dict[str, object]:
+def nvidia_row(compiled: object, per_thread: float | None, counted: dict[str, str]) -> dict[str, object]:
+    """`counted` are opcodes by what to call them."""
     usage, opcodes, ordinary = disassemble(compiled.asm["cubin"])
     straight = {} if per_thread is None else {"instructions per element": round(ordinary / per_thread, 1)}
-    looping = {"instructions": len(opcodes), "barriers": sum(opcode.startswith("BAR") for opcode in opcodes)}
     return {
         "registers": usage["REG"],
         "stack": usage["STACK"] + usage["LOCAL"],
@@ -274,7 +320,8 @@ def nvidia_row(compiled: object, per_thread: float | None) -> dict[str, object]:
         "shared": compiled.metadata.shared,
         "loads": widths(opcodes, "LDG"),
         "stores": widths(opcodes, "STG"),
-        **(straight or looping),
+        **(straight or {"instructions": len(opcodes)}),
+        **{name: sum(found.startswith(opcode) for found in opcodes) for name, opcode in counted.items()},
         "approximate": sorted(set(APPROXIMATE.findall(compiled.asm["ptx"]))),
     }
 
@@ -289,13 +336,14 @@ def row(kernel: Kernel, compiled: object, target: str) -> dict[str, object]:
     if target.startswith("gfx"):
         return amd_row(compiled)
     if kernel.kernel.__name__.startswith(("planar", "radial")):
-        return nvidia_row(compiled, None)
+        return nvidia_row(compiled, None, {"barriers": "BAR"})
     constants = next((a for a in kernel.arguments if hasattr(a, "tile")), None)
     if constants is None:
         elements = kernel.arguments[-1] * kernel.arguments[-2]
     else:
         elements = constants.tile.rows * constants.tile.columns
-    return nvidia_row(compiled, elements / (32 * kernel.warps))
+    counted = {"shuffles": "SHFL"} if kernel.kernel.__name__.startswith("rational_quadratic_spline") else {}
+    return nvidia_row(compiled, elements / (32 * kernel.warps), counted)
 
 
 def machine_code() -> dict[str, object]:
@@ -306,12 +354,13 @@ def machine_code() -> dict[str, object]:
     Kernel.__call__ = lambda kernel, device, *t: compiled.append((kernel, kernel.run(*t, warmup=True)))
     table = {}
     calls = [(call, case) for case in cases()] + [(call_stack, case) for case in stack_cases()]
-    for function, (name, targets, arguments) in [*calls, *elementwise_cases()]:
+    calls += [*elementwise_cases(), *((call_spline, case) for case in spline_cases())]
+    for function, (name, targets, arguments) in calls:
         for target in targets:
             driver.target = target
             function(**arguments)
             for kernel, binary in compiled:
-                short = re.sub("^(affine_coupling|planar|radial|dequantize|split)_|_kernel$", "", binary.name)
+                short = re.sub(f"^({'|'.join(OPS)})_|_kernel$", "", binary.name)
                 table[f"{name} | {short} | {target}"] = row(kernel, binary, target)
             compiled.clear()
     return table

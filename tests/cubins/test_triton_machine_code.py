@@ -22,11 +22,13 @@ CODE = COMMITTED["machine code"]
 NVIDIA = [name for name in CODE if "gfx" not in name]
 SINGLE = [name for name in NVIDIA if "float64" not in name]
 STACKS = [name for name in NVIDIA if name.startswith(("planar", "radial"))]
+SPLINES = [name for name in NVIDIA if name.startswith("spline")]
 
 # Cases whose tensors of x's and raw's shape do not all lie in rows of contiguous, aligned elements in one order, unlike
 # the others: channels of images that are kept last, of which a split scores half, have contiguous gradients.
 ODD = "^alternating|two features|transposed|misaligned|split image, channels_last . backward"
-VECTORS = [name for name in NVIDIA if "sum_partials" not in name and not re.search(ODD, name)]
+# A spline's parameters are mostly an odd number; its elements have a thread each.
+VECTORS = [name for name in NVIDIA if not re.search(f"{ODD}|sum_partials", name) and name not in SPLINES]
 # Stacks of few features read rows that have no 16 bytes; backward has more that there is once a row or layer.
 LONG = [name for name in VECTORS if name not in STACKS or not re.search(", 2 features|bfloat16| finish ", name)]
 # Results that are numbers of rows, or bytes of which no thread has 16.
@@ -103,9 +105,9 @@ ROOMY = [name for name in NVIDIA if "sm_90" in name and not (name in STACKS and 
 
 @pytest.mark.parametrize("row", ROOMY, indirect=True)
 def test_half_of_the_threads_of_a_multiprocessor_fit(row):
-    # 65,536 registers; with fewer threads a thread has at least two 16-byte loads in flight.
+    # 65,536 registers; with fewer threads a thread has at least four loads in flight, and 16 bytes.
     few = row["registers"] <= 64
-    assert few or any(row["loads"].get(width, 0) >= 4 for width in ("32", "64", "128"))
+    assert few or any(count >= max(4, 128 // int(width)) for width, count in row["loads"].items())
 
 
 @pytest.mark.parametrize("row", [name for name in STACKS if "sm_90" in name and " forward " in name], indirect=True)
@@ -114,6 +116,27 @@ def test_rows_of_a_stack_need_no_barrier_within_a_warp(row, request):
     name = request.node.callspec.params["row"]
     if not re.search("(8|4096|8192) features|transposed", name):
         assert row["barriers"] <= (4 if name.startswith("planar inverse") else 1)
+
+
+# Their parameters, or their columns, lie in memory 4 by 4.
+FOURS = [name for name in SPLINES if re.search("circular|image .", name)]
+
+
+@pytest.mark.parametrize("row", FOURS, indirect=True)
+def test_parameters_of_splines_are_moved_16_bytes_at_a_time_where_they_can_be(row, request):
+    assert row["loads"]["128"] >= 4
+    if " backward " in request.node.callspec.params["row"]:
+        assert row["stores"]["128"] >= 6
+
+
+FEW_BINS = [name for name in SPLINES if not re.search("32 bins|1024 bins|sum_partials", name)]
+
+
+@pytest.mark.parametrize("row", FEW_BINS, indirect=True)
+def test_bins_of_an_element_stay_within_its_thread(row):
+    """Sums over bins would take three shuffles each, of which there are more than ten. Sums over rows take a few, and
+    float64 two for each."""
+    assert row["shuffles"] <= 16
 
 
 def test_few_programs_only_for_little_work():

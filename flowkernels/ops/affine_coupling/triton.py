@@ -18,7 +18,7 @@ from torch import Tensor
 from .. import triton_box
 from .. import triton_math as tm
 from ..native import DTYPES
-from ..triton_box import Tile, View, across, at, column_numbers, row_numbers
+from ..triton_box import Tile, View, across, at, column_numbers, load_passive, masked, row_numbers, store_passive
 from ..triton_launch import Kernel, cdiv
 from .form import SCALE_MAP_IDS
 
@@ -78,40 +78,6 @@ class Constants(NamedTuple):
     passive: tuple[int, int, int]
     wide: bool  # whether offsets inside a row need 64 bits
     pairs: str  # how the gradients of scale and shift alternate in memory: "shift_scale", "scale_shift", "" if not
-
-
-@triton.jit
-def _passive_columns(live, chunk, step, K: tl.constexpr):
-    """The column numbers of a tile of passive elements, and which elements of it there are."""
-    column = column_numbers(chunk, step, K.tile.passive_columns, K)
-    return column, live & (column < K.passive[0] * K.passive[1] * K.passive[2])
-
-
-@triton.jit
-def _load_passive(pointer, view, row, live, chunk, step, DTYPE: tl.constexpr, K: tl.constexpr):
-    """A tile of the elements beside the active ones; 0 where there is no tensor."""
-    size: tl.constexpr = K.passive
-    column, ok = _passive_columns(live, chunk, step, K)
-    if pointer is None or K.passive[2] == 0:
-        return tl.zeros(ok.shape, DTYPE)
-    else:
-        return tl.load(at(pointer, view, row, column, size), ok)
-
-
-@triton.jit
-def _store_passive(pointer, view, value, row, live, chunk, step, K: tl.constexpr):
-    """Store what `_load_passive` gave; it is loaded before anything is computed, so as not to wait twice."""
-    if K.passive[2] > 0:
-        size: tl.constexpr = K.passive
-        column, ok = _passive_columns(live, chunk, step, K)
-        tl.store(at(pointer, view, row, column, size), value, ok)
-
-
-@triton.jit
-def _masked(mask_ptr, mask, column, inside, K: tl.constexpr):
-    """Which columns the mask keeps."""
-    size: tl.constexpr = K.active
-    return tl.load(mask_ptr + mask.offset + across(mask, column, size), inside, other=0) != 0
 
 
 @triton.jit
@@ -244,7 +210,7 @@ def affine_coupling_forward_kernel(
         inside = column < active
         ok = live & inside
         counted = ok
-        beside = _load_passive(x_ptr, views.x_passive, row, live, chunk, step, x_ptr.dtype.element_ty, K)
+        beside = load_passive(x_ptr, views.x_passive, row, live, chunk, step, x_ptr.dtype.element_ty, K)
         kept = tl.load(at(x_ptr, views.x, row, column, size), ok)
         z = kept.to(dtype)
         t = tl.load(at(shift_ptr, views.shift, row, column, size), ok).to(dtype) * form.shift_factor
@@ -258,11 +224,11 @@ def affine_coupling_forward_kernel(
             value = m * (z + t) if form.shift_first else m * z + t
         value = value.to(x_ptr.dtype.element_ty)
         if mask_ptr is not None:
-            masked = _masked(mask_ptr, views.mask, column, inside, K)
-            value = tl.where(masked, kept, value)
-            counted = ok & (masked == 0)
+            skipped = masked(mask_ptr, views.mask, column, inside, K)
+            value = tl.where(skipped, kept, value)
+            counted = ok & (skipped == 0)
         tl.store(at(y_ptr, views.y, row, column, size), value, ok)
-        _store_passive(y_ptr, views.y_passive, beside, row, live, chunk, step, K)
+        store_passive(y_ptr, views.y_passive, beside, row, live, chunk, step, K)
         total += tl.where(counted, log_m, 0.0)
     tl.store(log_det_ptr + row * tile.chunks + chunk, tl.sum(total, 1)[:, None], live)
 
@@ -305,7 +271,7 @@ def _backward_tile(
     inside = column < active
     ok = live & inside
     counted = ok
-    beside = _load_passive(grad_y_ptr, views.grad_y_passive, row, live, chunk, 0, saved_ptr.dtype.element_ty, K)
+    beside = load_passive(grad_y_ptr, views.grad_y_passive, row, live, chunk, 0, saved_ptr.dtype.element_ty, K)
     kept = tl.zeros(ok.shape, saved_ptr.dtype.element_ty)
     if grad_y_ptr is not None:
         kept = tl.load(at(grad_y_ptr, views.grad_y, row, column, size), ok)
@@ -330,14 +296,14 @@ def _backward_tile(
     grad_t = form.shift_factor * (gradient if form.shift_first else g)
     gradient = gradient.to(saved_ptr.dtype.element_ty)
     if mask_ptr is not None:
-        masked = _masked(mask_ptr, views.mask, column, inside, K)
-        gradient = tl.where(masked, kept, gradient)
-        grad_s = tl.where(masked, 0.0, grad_s)
-        grad_t = tl.where(masked, 0.0, grad_t)
-        counted = ok & (masked == 0)
+        skipped = masked(mask_ptr, views.mask, column, inside, K)
+        gradient = tl.where(skipped, kept, gradient)
+        grad_s = tl.where(skipped, 0.0, grad_s)
+        grad_t = tl.where(skipped, 0.0, grad_t)
+        counted = ok & (skipped == 0)
     if grad_x_ptr is not None:
         tl.store(at(grad_x_ptr, views.grad_x, row, column, size), gradient, ok)
-        _store_passive(grad_x_ptr, views.grad_x_passive, beside, row, live, chunk, 0, K)
+        store_passive(grad_x_ptr, views.grad_x_passive, beside, row, live, chunk, 0, K)
     if grad_shift_ptr is not None:
         grad_s = grad_s.to(grad_shift_ptr.dtype.element_ty)
         grad_t = grad_t.to(grad_shift_ptr.dtype.element_ty)

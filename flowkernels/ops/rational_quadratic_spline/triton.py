@@ -100,19 +100,29 @@ class Constants(NamedTuple):
     active: tuple[int, int, int]
     passive: tuple[int, int, int]
     wide: bool  # whether offsets inside a row need 64 bits
+    adjacent: bool  # whether the raw numbers of an element are
 
 
 @triton.jit
-def _within_threads(t):
+def _within_threads(t, K: tl.constexpr):
     """A tile whose first dimension lies within threads, as that of tiles does which were not read from memory: split
-    in two and put together again, for there is no other way to have Triton give up the order in which it reads."""
+    in two and put together again, for there is no other way to have Triton give up the order in which it reads. As
+    other numbers in between, lest it see that nothing happens.
+
+    It gives it up where the two are in different threads: the halves, if neighbouring threads read adjacent numbers,
+    or else even and odd ones, for it may be warps that the tile was divided among.
+    """
     if t.shape[0] == 1:
         return t
     else:
         half: tl.constexpr = t.shape[0] // 2
-        pairs = tl.permute(tl.reshape(t, (half, 2, t.shape[1], t.shape[2])), (0, 2, 3, 1))
-        even, odd = tl.split(pairs)
-        return tl.reshape(tl.permute(tl.join(even, odd), (0, 3, 1, 2)), t.shape)
+        size: tl.constexpr = (2, half) if K.adjacent else (half, 2)
+        apart: tl.constexpr = (1, 2, 3, 0) if K.adjacent else (0, 2, 3, 1)
+        back: tl.constexpr = (3, 0, 1, 2) if K.adjacent else (0, 3, 1, 2)
+        bits: tl.constexpr = tl.int64 if t.dtype == tl.float64 else tl.int32
+        a, b = tl.split(tl.permute(tl.reshape(t, (size[0], size[1], t.shape[1], t.shape[2])), apart))
+        joined = tl.join(a.to(bits, bitcast=True), b.to(bits, bitcast=True))
+        return tl.reshape(tl.permute(joined, back), t.shape).to(t.dtype, bitcast=True)
 
 
 @triton.jit
@@ -131,7 +141,7 @@ def _load_parameters(
 ):  # fmt: skip
     k = _numbers(PADDED, K)
     raw = tl.load(elements[None, :, :] + (FIRST + k) * step, ok[None, :, :] & (k < COUNT), other=0.0)
-    return _within_threads(raw).to(DTYPE)
+    return _within_threads(raw.to(DTYPE), K)
 
 
 @triton.jit
@@ -628,13 +638,12 @@ def _form(plan: dict[str, Any]) -> Form:
 def _tile(active: int, passive: int, bins: int, whole_row: bool) -> Tile:
     """How rows of so many active and passive elements are cut, each active one with so many bins, a power of two.
 
-    A thread has an element with all of its bins. Of more bins than `_IN_A_THREAD` it has a part, and as sums over bins
-    would else need barriers, a program is a warp.
+    A thread has an element with all of its bins. Of more bins than `_IN_A_THREAD` it has a part, and a program is a
+    warp, as sums over bins would else need barriers; if there are not too many for that.
     """
     width = max(active, passive, 1)
-    few = bins <= _IN_A_THREAD
-    warps = 4 if few else 1
-    elements = 32 * warps if few else max(1, 32 * _IN_A_THREAD // bins)
+    warps = 4 if bins <= _IN_A_THREAD else max(1, bins // (32 * _IN_A_THREAD))
+    elements = 32 * warps if bins <= _IN_A_THREAD else max(1, 32 * _IN_A_THREAD // bins)
     rows = max(1, elements // power_of_two(width))
     own, beside = (min(elements, power_of_two(n)) for n in (active, passive))
     steps = 1
@@ -655,7 +664,9 @@ class _Plan:
         self._parameters = form.first_derivative + form.derivatives
         self.tile = _tile(math.prod(active), math.prod(passive), form.padded, whole_row)
         self.programs = cdiv(self.rows, self.tile.rows) * self.tile.chunks
-        self.constants = Constants(form, plan["inverse"], self.tile, tuple(active), tuple(passive), self._wide())
+        self.constants = Constants(
+            form, plan["inverse"], self.tile, tuple(active), tuple(passive), self._wide(), plan["raw_step"] == 1
+        )
 
     def _strides(self, name: str) -> tuple[list[int], list[int]]:
         """Offset and strides of a tensor, and its extent: with that of an element's parameters where it has them."""
@@ -676,6 +687,9 @@ class _Plan:
         numbers = triton_box.view_numbers(*self._strides(name))
         return View(*numbers) if len(numbers) == len(View._fields) else Parameters(View(*numbers[:-1]), numbers[-1])
 
+    def kernel(self, kernel: Any, views: ForwardViews | BackwardViews) -> Kernel:
+        return Kernel(kernel, self.programs, (self.rows, views, self.constants), self.tile.warps)
+
 
 class SplineForward:
     """A forward plan; takes the tensors of SplineForwardCall, and log_det."""
@@ -683,8 +697,7 @@ class SplineForward:
     def __init__(self, **plan: Any) -> None:
         common = _Plan(plan, whole_row=True)
         views = ForwardViews._make(map(common.view, ForwardViews._fields))
-        arguments = (common.rows, views, common.constants)
-        self.main = Kernel(rational_quadratic_spline_forward_kernel, common.programs, arguments, common.tile.warps)
+        self.main = common.kernel(rational_quadratic_spline_forward_kernel, views)
         self.partials = (common.rows, common.tile.chunks) if common.tile.chunks > 1 else None
         self.finish = triton_box.sum_partials(1, common.rows, common.tile.chunks)
 
@@ -705,8 +718,8 @@ class SplineBackward:
     def __init__(self, grad_log_det_stride: int, **plan: Any) -> None:
         common = _Plan(plan, whole_row=False)
         views = map(common.view, BackwardViews._fields[:-1])
-        arguments = (common.rows, BackwardViews(*views, tl.constexpr(grad_log_det_stride)), common.constants)
-        self.main = Kernel(rational_quadratic_spline_backward_kernel, common.programs, arguments, common.tile.warps)
+        strides = BackwardViews(*views, tl.constexpr(grad_log_det_stride))
+        self.main = common.kernel(rational_quadratic_spline_backward_kernel, strides)
 
     def __call__(self, device: torch.device, *tensors: Tensor | None) -> None:
         self.main(device, *tensors)
