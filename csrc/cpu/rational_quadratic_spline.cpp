@@ -149,8 +149,7 @@ void with_raw(Dtype dtype, const void* base, F&& f) {
 template <class T>
 void load_rows(const SplinePlan& plan, const void* raw, const int64_t* at, int64_t count, T* rows) {
   const int64_t parameters = parameter_count(plan.options.normalization, plan.options.tails, plan.options.bins);
-  with_raw<T>(plan.raw_dtype, raw,
-              [&](auto* base) { gather_rows(base, at, plan.raw_step, count, parameters, rows); });
+  with_raw<T>(plan.raw_dtype, raw, [&](auto* base) { gather_rows(base, at, plan.raw_step, count, parameters, rows); });
 }
 
 template <class T>
@@ -304,8 +303,8 @@ void choose(const SplineOptions& o, const SplineConstants<T>& k, bool inverse, S
   with_derivative(o.derivative, [&](auto kind) {
 #pragma omp simd
     for (int64_t i = 0; i < kLanes; ++i) {
-      s.first[i] = knot_derivative<kind()>(s.first_raw[i], k.min_derivative, k.derivative_shift,
-                                           k.inverse_derivative_clip);
+      s.first[i] =
+          knot_derivative<kind()>(s.first_raw[i], k.min_derivative, k.derivative_shift, k.inverse_derivative_clip);
       s.last[i] =
           knot_derivative<kind()>(s.last_raw[i], k.min_derivative, k.derivative_shift, k.inverse_derivative_clip);
     }
@@ -350,8 +349,8 @@ void evaluate(Tails tails, const SplineScratch<T>& s, T* y, T* terms) {
 #pragma omp simd
   for (int64_t i = 0; i < kLanes; ++i) {
     // A temporary, not a variable: g++ would make an array of it and not vectorise the loop.
-    const SplinePoint<T> found = spline_point<inverse>(
-        value[i], SplineBin<T>{xs[i], widths[i], ys[i], heights[i], first[i], last[i]});
+    const SplinePoint<T> found =
+        spline_point<inverse>(value[i], SplineBin<T>{xs[i], widths[i], ys[i], heights[i], first[i], last[i]});
     y[i] = found.y;
     terms[i] = found.slope;
   }
@@ -395,9 +394,8 @@ void differentiate(const SplineOptions& o, SplineScratch<T>& s, T* grad) {
     const bool outside = outsides[i] > T(0);
     const T diagonal = slopes[i], v = values[i];
     const T tail_slope = none ? nan : affine ? diagonal : T(1);
-    const SplineGradient<T> gradient =
-        spline_backward<inverse>(v, outside, tail_slope, gy[i], gl[i],
-                                 SplineBin<T>{xs[i], widths[i], ys[i], heights[i], firsts[i], lasts[i]});
+    const SplineGradient<T> gradient = spline_backward<inverse>(
+        v, outside, tail_slope, gy[i], gl[i], SplineBin<T>{xs[i], widths[i], ys[i], heights[i], firsts[i], lasts[i]});
     const SplineBin<T> found = gradient.bin;
     const SplineCotangents<T> c = gradient.cotangents;
     const T first = outside ? T(0) : found.first, last = outside ? T(0) : found.last;
@@ -582,8 +580,7 @@ void backward_tile(const SplineBackwardPlan& plan, const SplineBackwardCall& cal
     if (call.grad_raw == nullptr) continue;
     measure_backward(o, k, rows, s);
     derivatives_backward(o, k, rows, s);
-    if (mask != nullptr)
-      clear_rows(mask + start, count, parameter_count(o.normalization, o.tails, o.bins), rows.grad);
+    if (mask != nullptr) clear_rows(mask + start, count, parameter_count(o.normalization, o.tails, o.bins), rows.grad);
     store_rows(plan, call.grad_raw, s.grad_raw_at + start, count, rows.grad);
   }
   if (call.grad_x != nullptr) store(plan.grad_x, call.grad_x, common.x_dtype, tile, s.out);

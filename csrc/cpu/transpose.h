@@ -28,7 +28,6 @@ struct VectorOf {
   typedef float type __attribute__((vector_size(4 * n)));
 };
 
-
 // Interleaves the lower, or upper, halves of two vectors.
 #if defined(__AVX512F__)
 inline VectorOf<16>::type interleave_low(VectorOf<16>::type a, VectorOf<16>::type b) {
@@ -87,8 +86,7 @@ void transpose_squares(const float* from, int64_t from_step, float* to, int64_t 
   }
 }
 
-inline void transpose(const float* from, int64_t from_step, float* to, int64_t to_step, int64_t rows,
-                      int64_t columns) {
+inline void transpose(const float* from, int64_t from_step, float* to, int64_t to_step, int64_t rows, int64_t columns) {
   const int64_t least = rows < columns ? rows : columns;
 #if defined(__AVX512F__)
   if (least >= 16) return transpose_squares<16>(from, from_step, to, to_step, rows, columns);
@@ -102,8 +100,7 @@ inline void transpose(const float* from, int64_t from_step, float* to, int64_t t
 
 #else
 
-inline void transpose(const float* from, int64_t from_step, float* to, int64_t to_step, int64_t rows,
-                      int64_t columns) {
+inline void transpose(const float* from, int64_t from_step, float* to, int64_t to_step, int64_t rows, int64_t columns) {
   transpose_plainly(from, from_step, to, to_step, rows, columns);
 }
 

@@ -10,12 +10,19 @@
 namespace flowkernels::cuda::spline {
 
 constexpr int kTile = 128;  // threads of a block, and elements that it takes at a time
+constexpr int kBatch = 6;   // loads of 16 bytes that a thread has under way: all of 8 bins in float32
 
-// How many blocks have to fit a multiprocessor, which bounds the registers.
+// How many blocks have to fit a multiprocessor, which bounds the registers. Fewer of these would spill.
 template <class T>
-constexpr int kForwardBlocks = sizeof(T) == 8 ? 4 : 8;
+constexpr int kForwardBlocks = sizeof(T) == 8 ? 3 : 8;
+template <class T, int bins>
+constexpr int kBackwardBlocks = bins == 0 ? 5 : 6;
 template <class T>
-constexpr int kBackwardBlocks = sizeof(T) == 8 ? 3 : 5;
+constexpr int kBackwardBlocks<T, 16> = 4;
+template <int bins>
+constexpr int kBackwardBlocks<double, bins> = 3;
+
+FK_INLINE uint32_t smaller(uint32_t a, uint32_t b) { return a < b ? a : b; }
 
 // Calls f with a storage type that is computed with in T.
 template <class T, class F>
@@ -163,6 +170,7 @@ struct BackwardArguments {
 // The elements that a block takes at a time, and the one of this thread.
 struct Turn {
   const Segment& segment;
+  int64_t row;  // opaque: pointers into all tensors would take too many registers
   Position at;
   bool exists;
   uint32_t elements;
@@ -170,16 +178,16 @@ struct Turn {
 
   FK_INLINE Turn(const Segment& s, const Share& share, const Tiling& t, uint32_t first_of_share)
       : segment(s),
+        row(opaque(s.row)),
         at(s.event.after(s.start, first_of_share + s.lane)),
         exists(first_of_share + s.lane < s.count),
-        elements(t.rows_of_block > 1 ? share.rows * t.columns
-                                     : min(static_cast<uint32_t>(kTile), share.count - first_of_share)),
+        elements(t.rows_of_block > 1 ? share.rows * t.columns : smaller(kTile, share.count - first_of_share)),
         first_row(share.first_row),
         first(share.begin + first_of_share) {}
 
   template <class S>
   FK_INLINE S* locate(const Tensor<S>& t) const {
-    return cuda::locate(t, segment, segment.row, at, t.stride[3]);
+    return cuda::locate(t, segment, row, at, t.stride[3]);
   }
 
   // The first number of the first element; others follow.
@@ -208,12 +216,6 @@ struct Staged {
 
   FK_INLINE T get(uint32_t i) const { return numbers[i]; }
   FK_INLINE void put(uint32_t i, T gradient) const { numbers[i] = gradient; }
-};
-
-template <class T>
-struct alignas(16) Vector {
-  static constexpr int count = 16 / sizeof(T);
-  T value[count];
 };
 
 // The numbers of all elements of a turn in shared memory. From one element to the next is an odd number of places, so
@@ -262,10 +264,11 @@ class Tile {
 
     FK_INLINE Run(const S* address, uint32_t count)
         : shift(static_cast<uint32_t>(reinterpret_cast<uintptr_t>(address) % 16 / sizeof(S))) {
-      before = min((n - shift) % n, count);
+      before = smaller((n - shift) % n, count);
       words = (count - before) / n;
       rest = count - words * n;
     }
+    FK_INLINE uint32_t word(uint32_t i) const { return before + i * n; }
     FK_INLINE uint32_t single(uint32_t i) const { return i < before ? i : i + words * n; }
   };
 
@@ -273,61 +276,86 @@ class Tile {
   FK_INLINE bool padded() const { return parameters() % 2 == 0; }
 
   // The place of the j-th number of a run.
-  FK_INLINE T* place(uint32_t j) const {
-    return places_ + shift_ + j + (padded() ? by_parameters_.quotient(j) : 0);
-  }
+  FK_INLINE T* place(uint32_t j) const { return places_ + shift_ + j + (padded() ? by_parameters_.quotient(j) : 0); }
 
   template <class S>
   FK_INLINE void fill_run(const S* from, uint32_t elements) {
-    constexpr uint32_t n = Run<S>::n, m = Vector<T>::count;
     const Run<S> run(from, elements * parameters());
     shift_ = run.shift;  // words of 16 bytes stay such in shared memory
-#pragma unroll 4
-    for (uint32_t i = threadIdx.x; i < run.words; i += kTile) {
-      const uint32_t j = run.before + i * n;
-      S values[n];
-      const auto word = read<Word<16>>(from + j);
-      std::memcpy(values, &word, 16);
-#pragma unroll
-      for (uint32_t k = 0; k < n; k += m) {
-        Vector<T> v;
-#pragma unroll
-        for (uint32_t l = 0; l < m; ++l) v.value[l] = widen<T>(values[k + l]);
-        if (padded())
-#pragma unroll
-          for (uint32_t l = 0; l < m; ++l) *place(j + k + l) = v.value[l];
-        else
-          *reinterpret_cast<Vector<T>*>(place(j + k)) = v;
-      }
+    const uint32_t single = run.single(threadIdx.x);
+    if (threadIdx.x < run.rest) *place(single) = widen<T>(load(from + single));
+    if (padded()) {
+#pragma unroll 1
+      for (uint32_t i = threadIdx.x; i < run.words; i += kTile)
+        put_word<S, false>(run.word(i), read<Word<16>>(from + run.word(i)));
+      return;
     }
-    if (threadIdx.x < run.rest) *place(run.single(threadIdx.x)) = widen<T>(load(from + run.single(threadIdx.x)));
+#pragma unroll 1
+    for (uint32_t first = threadIdx.x; first < run.words; first += kBatch * kTile) {
+      Word<16> words[kBatch]{};  // all are under way before the first arrives; without a value they would stay alive
+#pragma unroll
+      for (uint32_t i = 0; i < kBatch; ++i)
+        if (first + i * kTile < run.words) words[i] = read<Word<16>>(from + run.word(first + i * kTile));
+#pragma unroll
+      for (uint32_t i = 0; i < kBatch; ++i)
+        if (first + i * kTile < run.words) put_word<S, true>(run.word(first + i * kTile), words[i]);
+    }
   }
 
   template <class S>
   FK_INLINE void empty_run(S* to, uint32_t elements) const {
-    constexpr uint32_t n = Run<S>::n, m = Vector<T>::count;
     const Run<S> run(to, elements * parameters());
-    const bool in_words = !padded() && run.shift == shift_;
-#pragma unroll 4
-    for (uint32_t i = threadIdx.x; i < run.words; i += kTile) {
-      const uint32_t j = run.before + i * n;
-      S values[n];
-#pragma unroll
-      for (uint32_t k = 0; k < n; k += m) {
-        Vector<T> v;
-        if (in_words)
-          v = *reinterpret_cast<const Vector<T>*>(place(j + k));
-        else
-#pragma unroll
-          for (uint32_t l = 0; l < m; ++l) v.value[l] = *place(j + k + l);
-#pragma unroll
-        for (uint32_t l = 0; l < m; ++l) values[k + l] = narrow<S>(v.value[l]);
-      }
-      Word<16> word;
-      std::memcpy(&word, values, 16);
-      write(to + j, word);
+    const uint32_t single = run.single(threadIdx.x);
+    if (threadIdx.x < run.rest) store(to + single, narrow<S>(*place(single)));
+    if (padded() || run.shift != shift_) {
+#pragma unroll 1
+      for (uint32_t i = threadIdx.x; i < run.words; i += kTile)
+        write(to + run.word(i), get_word<S, false>(run.word(i)));
+      return;
     }
-    if (threadIdx.x < run.rest) store(to + run.single(threadIdx.x), narrow<S>(*place(run.single(threadIdx.x))));
+#pragma unroll 2
+    for (uint32_t i = threadIdx.x; i < run.words; i += kTile) write(to + run.word(i), get_word<S, true>(run.word(i)));
+  }
+
+  // 16 bytes of global memory from the j-th number of a run on, which are neighbours in shared memory too or are not.
+  template <class S, bool neighbours>
+  FK_INLINE void put_word(uint32_t j, const Word<16>& word) const {
+    constexpr uint32_t n = Run<S>::n, m = 16 / sizeof(T);
+    S values[n];
+    std::memcpy(values, &word, 16);
+#pragma unroll
+    for (uint32_t k = 0; k < n; k += m) {
+      T wide[m];
+#pragma unroll
+      for (uint32_t l = 0; l < m; ++l) wide[l] = widen<T>(values[k + l]);
+      if constexpr (neighbours) {
+        write_shared(places_ + shift_ + j + k, wide);
+      } else {
+#pragma unroll
+        for (uint32_t l = 0; l < m; ++l) *place(j + k + l) = wide[l];
+      }
+    }
+  }
+
+  template <class S, bool neighbours>
+  FK_INLINE Word<16> get_word(uint32_t j) const {
+    constexpr uint32_t n = Run<S>::n, m = 16 / sizeof(T);
+    S values[n];
+#pragma unroll
+    for (uint32_t k = 0; k < n; k += m) {
+      T wide[m];
+      if constexpr (neighbours) {
+        read_shared(places_ + shift_ + j + k, wide);
+      } else {
+#pragma unroll
+        for (uint32_t l = 0; l < m; ++l) wide[l] = *place(j + k + l);
+      }
+#pragma unroll
+      for (uint32_t l = 0; l < m; ++l) values[k + l] = narrow<S>(wide[l]);
+    }
+    Word<16> word;
+    std::memcpy(&word, values, 16);
+    return word;
   }
 
   T* places_;
@@ -424,7 +452,7 @@ FK_INLINE void backward_turn(const BackwardArguments<T>& a, const Turn& turn, co
 }
 
 template <class T, int bins, bool staged>
-__global__ void __launch_bounds__(kTile, kBackwardBlocks<T>)
+__global__ void __launch_bounds__(kTile, kBackwardBlocks<T, bins>)
     backward_kernel(const __grid_constant__ BackwardArguments<T> a) {
   FK_DYNAMIC_SHARED(T, shared);
   copy_passive(a.passive, a.tiling);

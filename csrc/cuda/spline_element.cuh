@@ -1,5 +1,6 @@
 // Rational-quadratic splines of single elements on the device: from raw numbers to the element's bin and back. Types of
-// `Numbers` say where they are: get(i) is the i-th raw number, put(i, v) makes v its gradient and comes after every get.
+// `Numbers` say where they are: get(i) is the i-th raw number, put(i, v) makes v its gradient and comes after every
+// get.
 #pragma once
 
 #include "cuda/launch.cuh"
@@ -213,17 +214,20 @@ FK_INLINE T derivative_slope_at(const Spline<T>& s, const Numbers& numbers, int6
 }
 
 // Of the box's diagonal, which is also the derivative at its ends where that has no parameter.
-template <class T, class A>
-FK_INLINE T diagonal(const Spline<T>& s, const A& widths, const A& heights) {
-  return s.has_origin() ? heights.sum / widths.sum : s.constants.end_derivative;
+template <class T>
+FK_INLINE T diagonal(const Spline<T>& s, T width, T height) {
+  return s.has_origin() ? height / width : s.constants.end_derivative;
 }
 
 template <class T, class Numbers>
 FK_INLINE SplineBin<T> bin_of(const Spline<T>& s, const Numbers& numbers, const Interval<T>& across,
                               const Interval<T>& up, T end) {
-  return {across.start, across.size,
-          up.start,     up.size,
-          derivative_at(s, numbers, across.number, end), derivative_at(s, numbers, across.number + 1, end)};
+  return {across.start,
+          across.size,
+          up.start,
+          up.size,
+          derivative_at(s, numbers, across.number, end),
+          derivative_at(s, numbers, across.number + 1, end)};
 }
 
 template <int bins, class T, class Numbers>
@@ -233,24 +237,17 @@ FK_INLINE SplineOutput<T> forward_element(const Spline<T>& s, const Numbers& num
   const Interval<T> found = searched.find(x);
   const Axis<T, bins, Numbers> other(s, numbers, !s.inverse);
   const bool outside = searched.is_outside(x, s.inverse ? c.top : c.right);
-  const auto &widths = s.inverse ? other : searched, &heights = s.inverse ? searched : other;
-  const T end = diagonal(s, widths, heights);
+  const T end = diagonal(s, s.inverse ? other.sum : searched.sum, s.inverse ? searched.sum : other.sum);
   if (outside) {
     const T nan = std::numeric_limits<T>::quiet_NaN();
     if (s.tails == Tails::none) return {nan, nan};
     if (s.tails != Tails::affine) return {x, T(0)};
-    return s.inverse ? spline_tail<true>(x, widths.origin, heights.origin, end)
-                     : spline_tail<false>(x, widths.origin, heights.origin, end);
+    return s.inverse ? spline_tail<true>(x, other.origin, searched.origin, end)
+                     : spline_tail<false>(x, searched.origin, other.origin, end);
   }
   const Interval<T> beside = other.at(found.number);
   return s.inverse ? spline_forward<true>(x, bin_of(s, numbers, beside, found, end))
                    : spline_forward<false>(x, bin_of(s, numbers, found, beside, end));
-}
-
-template <class T>
-FK_INLINE SplineCotangents<T> cotangents(const Spline<T>& s, T grad_y, T grad_log_det, T slope, T log_slope_x) {
-  return s.inverse ? spline_cotangents<true>(grad_y, grad_log_det, slope, log_slope_x)
-                   : spline_cotangents<false>(grad_y, grad_log_det, slope, log_slope_x);
 }
 
 template <class T, class Numbers>
@@ -268,35 +265,30 @@ template <int bins, class T, class Numbers>
 FK_INLINE T backward_element(const Spline<T>& s, const Numbers& numbers, T x, T grad_y, T grad_log_det, bool of_raw) {
   const Axis<T, bins, Numbers> widths(s, numbers, false), heights(s, numbers, true);
   const Interval<T> across = widths.find(x), up = heights.at(across.number);
-  const T end = diagonal(s, widths, heights);
-  SplineCotangents<T> by;
-  SplineBin<T> of{};
-  T of_end = T(0), of_left = T(0);
-  if (widths.is_outside(x, s.constants.right)) {
-    const T slope = s.tails == Tails::affine ? end : T(1);
-    by = cotangents(s, grad_y, grad_log_det, s.tails == Tails::none ? std::numeric_limits<T>::quiet_NaN() : slope,
-                    T(0));
-    of_end = by.y * (x - widths.origin) + by.log_slope / slope;
-    of_left = -by.y * slope;
-  } else {
-    const SplineBin<T> b = bin_of(s, numbers, across, up, end);
-    const T t = unit((x - b.x) / b.width);
-    const SplineValue<T> value = spline_value(t, b);
-    const SplineSlope<T> slope = spline_slope(t, value, b);
-    by = cotangents(s, grad_y, grad_log_det, slope.slope, slope.log_slope_t / b.width);
-    of = spline_bin_backward(by.y, by.log_slope, t, value, slope, b);
-    of_end = (across.number == 0 ? of.first : T(0)) + (across.number + 1 == s.bins ? of.last : T(0));
-    of_left = of.x;
-  }
+  const T end = diagonal(s, widths.sum, heights.sum);
+  const bool outside = widths.is_outside(x, s.constants.right);
+  const T tail_slope = s.tails == Tails::affine ? end
+                       : s.tails == Tails::none ? std::numeric_limits<T>::quiet_NaN()
+                                                : T(1);
+  const SplineBin<T> b = bin_of(s, numbers, across, up, end);
+  const SplineGradient<T> gradient = s.inverse
+                                         ? spline_backward<true>(x, outside, tail_slope, grad_y, grad_log_det, b)
+                                         : spline_backward<false>(x, outside, tail_slope, grad_y, grad_log_det, b);
+  const SplineCotangents<T> by = gradient.cotangents;
+  const SplineBin<T> of = outside ? SplineBin<T>{} : gradient.bin;
   if (!of_raw) return by.input;
   put_derivatives(s, numbers, across.number, of.first, of.last);
-  const T of_height_sum = s.has_origin() ? of_end / widths.sum : T(0);
+  T of_height_sum = T(0);
+  if (s.has_origin()) {  // of which the slope of the diagonal is made, and then the derivatives at both ends
+    const T of_diagonal = outside
+                              ? by.y * (x - widths.origin) + by.log_slope / end
+                              : (across.number == 0 ? of.first : T(0)) + (across.number + 1 == s.bins ? of.last : T(0));
+    of_height_sum = of_diagonal / widths.sum;
+    numbers.put(2 * s.bins, by.y);
+    numbers.put(2 * s.bins + 1, outside ? -by.y * end : of.x);
+  }
   widths.put_gradients(across, of.x, of.width, -of_height_sum * end);
   heights.put_gradients(up, of.y, of.height, of_height_sum);
-  if (s.has_origin()) {
-    numbers.put(2 * s.bins, by.y);
-    numbers.put(2 * s.bins + 1, of_left);
-  }
   return by.input;
 }
 

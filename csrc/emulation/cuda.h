@@ -19,6 +19,14 @@
     return static_cast<type*>(flowkernels::emulation::shared_memory(&tag, sizeof(type) * (count))); \
   }()
 
+// And one whose size the launch says.
+#define FK_EMULATED_DYNAMIC_SHARED(type)                                           \
+  [] {                                                                             \
+    static const char tag = 0;                                                     \
+    const size_t bytes = flowkernels::emulation::dynamic_shared_bytes();           \
+    return static_cast<type*>(flowkernels::emulation::shared_memory(&tag, bytes)); \
+  }()
+
 #define threadIdx (flowkernels::emulation::Index{flowkernels::emulation::thread_index()})
 #define blockIdx (flowkernels::emulation::Index{flowkernels::emulation::block_index()})
 
@@ -30,6 +38,9 @@ struct Index {
 
 // Runs every block of a grid, one after another, and returns when the last has ended.
 void launch(const Launch& launch, const std::function<void()>& kernel);
+
+// Of the launch that runs.
+size_t dynamic_shared_bytes();
 
 }  // namespace flowkernels::emulation
 

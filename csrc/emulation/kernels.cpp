@@ -5,4 +5,5 @@
 #include "cuda/device.cu"
 #include "cuda/planar.cu"
 #include "cuda/radial.cu"
+#include "cuda/rational_quadratic_spline.cu"
 #include "cuda/split.cu"

@@ -73,11 +73,15 @@ void end_launch() {
   launches.back().stored = counters.sectors[1].size();
 }
 
+void check_alignment(const void* address, size_t alignment) {
+  if (reinterpret_cast<uintptr_t>(address) % alignment != 0)
+    throw Fault("access of " + std::to_string(alignment) + " bytes at an address not aligned to it");
+}
+
 __attribute__((noinline)) void touch(const void* address, size_t bytes, size_t alignment, Access access) {
-  const uintptr_t first = reinterpret_cast<uintptr_t>(address);
-  if (first % alignment != 0)
-    throw Fault("access of " + std::to_string(bytes) + " bytes at an address not aligned to it");
+  check_alignment(address, alignment);
   if (!counting) return;
+  const uintptr_t first = reinterpret_cast<uintptr_t>(address);
   const void* const place = __builtin_return_address(0);
   const std::lock_guard<std::mutex> lock(mutex);
   const unsigned repetition = counters.repetitions[{thread_index(), place}]++;

@@ -13,6 +13,7 @@ struct Launch {
   int64_t blocks;
   int threads;
   void* stream;
+  size_t dynamic_shared = 0;  // bytes
   int device = 0;
   // Sectors: counted once per launch, and once per instruction of a warp; zero unless counting was asked for.
   int64_t loaded = 0, stored = 0;
@@ -30,7 +31,10 @@ void end_launch();
 
 enum class Access { load, store };
 
-// Checks the alignment of one access of the calling thread, and counts it.
+// Throws Fault where an address is not a multiple of the alignment.
+void check_alignment(const void* address, size_t alignment);
+
+// Checks the alignment of one access of the calling thread to global memory, and counts it.
 void touch(const void* address, size_t bytes, size_t alignment, Access access);
 
 }  // namespace flowkernels::emulation

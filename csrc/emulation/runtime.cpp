@@ -9,6 +9,7 @@ namespace {
 
 thread_local int current_device = 0;
 std::mutex one_launch_at_a_time;
+size_t dynamic_shared = 0;
 
 }  // namespace
 
@@ -18,6 +19,7 @@ void launch(const Launch& launch, const std::function<void()>& kernel) {
   const std::lock_guard<std::mutex> lock(one_launch_at_a_time);
   Launch logged = launch;
   logged.device = current_device;
+  dynamic_shared = launch.dynamic_shared;
   begin_launch(logged);
   for (int64_t block = 0; block < launch.blocks; ++block) {
     run_block(static_cast<unsigned>(block), static_cast<unsigned>(launch.threads), kernel);
@@ -25,6 +27,8 @@ void launch(const Launch& launch, const std::function<void()>& kernel) {
   }
   end_launch();
 }
+
+size_t dynamic_shared_bytes() { return dynamic_shared; }
 
 }  // namespace flowkernels::emulation
 

@@ -44,10 +44,7 @@ constexpr int64_t parameter_count(Normalization normalization, Tails tails, int6
 
 // The number among the derivatives of knot k = 0, ..., bins; -1 where it has no parameter.
 constexpr int64_t derivative_of_knot(Tails tails, int64_t bins, int64_t k) {
-  return tails == Tails::none       ? k
-         : tails == Tails::circular ? k % bins
-         : k == 0 || k == bins      ? -1
-                                    : k - 1;
+  return tails == Tails::none ? k : tails == Tails::circular ? k % bins : k == 0 || k == bins ? -1 : k - 1;
 }
 
 struct SplinePlan {
@@ -55,8 +52,8 @@ struct SplinePlan {
   bool has_mask;
   Dtype x_dtype, raw_dtype;
   Extent active, passive;
-  View raw, mask;     // raw: the first parameter of each element
-  int64_t raw_step;   // from one parameter of an element to the next
+  View raw, mask;    // raw: the first parameter of each element
+  int64_t raw_step;  // from one parameter of an element to the next
 };
 
 struct SplineForwardPlan {
@@ -169,8 +166,8 @@ struct SplineBin {
   T x, width, y, height, first, last;
 };
 
-// What y and dy/dx at position t of a bin are made of: y = b.y + b.height * share, dy/dx = (slope / q)^2 m. All are sums
-// of positive terms.
+// What y and dy/dx at position t of a bin are made of: y = b.y + b.height * share, dy/dx = (slope / q)^2 m. All are
+// sums of positive terms.
 template <class T>
 struct SplineValue {
   T share, slope, q, m;

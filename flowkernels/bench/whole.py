@@ -7,7 +7,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Callable, Iterator, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,7 @@ class Side(NamedTuple):
     """A model, and how its log-density is computed."""
 
     model: nn.Module
-    log_prob: Callable[[nn.Module, Tensor], Tensor]
+    log_prob: Callable[[Any, Tensor], Tensor]
 
     def outputs(self, model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
         """What `steps.loss` takes: all of the density as a log-determinant."""
@@ -77,7 +77,7 @@ def _nsf(device: torch.device, rows: int, features: int, depth: int, hidden: int
     return _problem(x, Side(flow, eager), Side(flow, ours), {"flowjax": flowjax})
 
 
-def _log_prob(model, x: Tensor) -> Tensor:
+def _log_prob(model: Any, x: Tensor) -> Tensor:
     return model.log_prob(x)
 
 
@@ -116,17 +116,12 @@ def normflows_planar() -> Side:
 def normflows_glow() -> Side:
     """Three scales of eight steps with networks of 32 channels, for 3x32x32."""
     nf = peers.load("normflows")
-    bases, merges, flows = [], [], []
+    bases, flows = [], []
     for i in range(3):
-        channels = 3 * 2 ** (4 - i)
+        channels, side = 3 * 2 ** (4 - i), 2 ** (2 + i)
         flows.append([*(nf.flows.GlowBlock(channels, 32) for _ in range(8)), nf.flows.Squeeze()])
-        side = 2 ** (2 + i)
-        shape = (channels if i == 0 else channels // 2, side, side)
-        if i > 0:
-            merges.append(nf.flows.Merge())
-            shape = (3 * 2 ** (4 - i) // 2 * 2 // 2, side, side)
-        bases.append(nf.distributions.DiagGaussian(shape))
-    model = nf.MultiscaleFlow(bases, flows, merges, class_cond=False)
+        bases.append(nf.distributions.DiagGaussian((channels if i == 0 else channels // 2, side, side)))
+    model = nf.MultiscaleFlow(bases, flows, [nf.flows.Merge(), nf.flows.Merge()], class_cond=False)
     return Side(model, lambda model, x: model.log_prob(x, None))
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 from torch import Tensor
+
+from .layout import split_passive
 
 # As in the kernels: a row that exceeds the first is cut into chunks of the second, whose sums a second launch adds.
 LONGEST_ROW = 16384
@@ -34,6 +37,12 @@ class Cost:
             self.written + other.written,
             self.floor + other.floor,
         )
+
+
+def coupling_chunks(x: Tensor, passive: int) -> int:
+    """Into how many pieces a row of a coupling is cut, whose active and passive elements are walked together."""
+    longest = max(math.prod(part.shape[1:]) for part in split_passive(x, passive))
+    return 1 if longest <= LONGEST_ROW else -(-longest // CHUNK)
 
 
 def distinct_bytes(tensor: Tensor | None) -> int:

@@ -40,7 +40,7 @@ _AUTOENCODER = {
 _IMAGES: dict[str, Any] = {**_COMMON, "epoch_decay": 0.99, "clip": 1.0, "decay": 0, "held_out": 1000}
 # The settings of each flow that a checkpoint decides, with their defaults; None follows from the steps.
 SETTINGS: dict[str, dict[str, Any]] = {
-    **dict.fromkeys(COUPLINGS, {**_COMMON, "transforms": 8, "hidden": (128, 128)}),
+    **{name: {**_COMMON, "transforms": 8, "hidden": (128, 128)} for name in COUPLINGS},
     "planar": {**_COMMON, **_STACK},
     "radial": {**_COMMON, **_STACK},
     "planar-vae": {**_COMMON, **_AUTOENCODER},

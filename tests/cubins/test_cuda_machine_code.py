@@ -21,7 +21,11 @@ pytestmark = [
 COMMITTED = json.loads((Path(__file__).parent / "cuda_table.json").read_text())
 ARCHITECTURES = ("sm_75", "sm_80", "sm_90", "sm_100", "sm_120")
 REGISTERS = 65536  # of a multiprocessor
-THREADS = 256
+
+
+def threads(name):
+    """Of a block."""
+    return 128 if name.startswith("spline") else 256
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +44,8 @@ def test_all_architectures_have_all_kernels(built):
     affine = 2 * 2 * 11 + 2  # directions, accesses, pairs of dtypes; and the sums of rows
     stacks = 2 * 2 * 2 * 4 + 2 * 4 + 2 * 2  # ops, directions, dtypes, features of a thread; tables; ends
     elementwise = 2 * (4 * 2 + 4 + 4 * 2 + 2 * 11)  # accesses; pairs of dtypes of dequantization's kernels, of split's
-    assert len(names.pop()) == affine + stacks + elementwise
+    splines = 2 * (5 + 2)  # directions; bins 8, 10, 16, any, too many for shared memory, the last two for doubles also
+    assert len(names.pop()) == affine + stacks + elementwise + splines
 
 
 def test_nothing_spills(built):
@@ -105,9 +110,46 @@ def test_rows_of_stacks_move_by_128_bits(built):
         assert row["stores of 128 bits"] >= stores * groups, (arch, name)
 
 
+def splines(built):
+    """Architecture, direction, bytes of a number in shared memory, bins if they are a constant, whether staged, row."""
+    for arch, name, row in rows(built):
+        if found := re.fullmatch(r"spline (forward|backward) (float|double) (\d+) (true|false)", name):
+            yield arch, found[1], SIZES[found[2]], int(found[3]), found[4] == "true", row
+
+
+def test_numbers_of_splines_move_by_128_bits(built):
+    """Of each storage type, six loads under way at a time; one load and one store copy what is passive."""
+    for arch, direction, size, bins, staged, row in splines(built):
+        types = 3 if size == 4 else 2
+        loads, stores = (6 * types, types * (direction == "backward")) if staged else (0, 0)
+        assert row["loads of 128 bits"] >= loads + 1, (arch, direction, size, bins, staged)
+        assert row["stores of 128 bits"] >= stores + 1, (arch, direction, size, bins, staged)
+
+
+def test_a_constant_number_of_bins_saves_instructions(built):
+    rows_of = {key: row for *key, row in splines(built) for key in [tuple(key)]}
+    for arch in ARCHITECTURES:
+        for direction in ("forward", "backward"):
+            for bins in (8, 10):
+                constant, any_number = (rows_of[arch, direction, 4, k, True] for k in (bins, 0))
+                assert constant["instructions"] < any_number["instructions"], (arch, direction, bins)
+
+
+def spline_blocks(name):
+    """Of 128 threads. Six loads of 16 bytes that each has under way make up for fewer than half of the threads that
+    there can be; 16 bins of both axes alone are 32 registers."""
+    if "double" in name:
+        return 3
+    if "forward" in name:
+        return 8
+    return 6 if re.search(" (8|10) ", name) else 4 if " 16 " in name else 5
+
+
 def blocks_needed(name):
     """Half of the threads that a multiprocessor can have; less for doubles, and for stacks, which compute more than
     they wait: whose threads keep rows and their gradients, up to 16 features of each."""
+    if name.startswith("spline"):
+        return spline_blocks(name)
     if name.startswith("elementwise"):
         return 2 if "double" in name else 4
     if "double" in name or re.fullmatch(r"backward (Planar|Radial) float 16", name):
@@ -117,7 +159,7 @@ def blocks_needed(name):
 
 def test_blocks_fit_the_registers(built):
     for arch, name, row in rows(built):
-        blocks = REGISTERS // (THREADS * -(-row["registers"] // 8) * 8)
+        blocks = REGISTERS // (threads(name) * -(-row["registers"] // 8) * 8)
         assert blocks >= blocks_needed(name), (arch, name)
         assert row["shared"] <= 48 * 1024
 

@@ -14,6 +14,7 @@
 #include "cuda/affine_coupling.h"
 #include "elementwise_calls.h"
 #include "emulation/block.h"
+#include "spline_calls.h"
 #include "stack_calls.h"
 
 using namespace flowkernels;
@@ -232,7 +233,7 @@ int main(int argc, char**) {
   for (const Schedule schedule : {Schedule::forward, Schedule::reverse, Schedule::shuffled}) {
     emulation::set_schedule(schedule, 1);
     wrong += count_wrong<Call>(kCases) + count_wrong<StackCall>(kStackCases);
-    wrong += count_wrong<ElementwiseTrial>(kElementwiseCases);
+    wrong += count_wrong<ElementwiseTrial>(kElementwiseCases) + count_wrong<SplineTrial>(kSplineCases);
     if (argc > 1) break;  // any argument: one schedule is enough
   }
   return wrong;

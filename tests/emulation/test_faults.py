@@ -11,6 +11,7 @@ pytestmark = pytest.mark.slow
 KERNELS = "cuda/affine_coupling.cuh"
 STACK = "cuda/stack.cuh"
 ELEMENTWISE = "cuda/elementwise.cuh"
+SPLINE = "cuda/rational_quadratic_spline.cuh"
 END_OF_FORWARD = """  sum = sum_lanes(sum, a.mapping);
   if (s.first_lane) store(a.sums + s.number, sum);
 }
@@ -114,6 +115,56 @@ FAULTS = {
     "the gradient of another row's sum": (
         Fault(ELEMENTWISE, "a.per_row + s.row * a.row_stride", "a.per_row + blockIdx.x * a.row_stride"),
         "elements, lanes: wrong values",
+    ),
+    "numbers read before they are there": (
+        Fault(
+            SPLINE, "      __syncthreads();\n      if (turn.exists && !kept) out", "      if (turn.exists && !kept) out"
+        ),
+        "spline, rows: wrong values",
+    ),
+    "gradients moved before they are there": (
+        Fault(SPLINE, "      __syncthreads();\n      if (a.grad_raw", "      if (a.grad_raw"),
+        "spline, rows: wrong values",
+    ),
+    "numbers of the next elements too early": (
+        Fault(
+            SPLINE,
+            "      if (first > 0) __syncthreads();\n      tile.fill(a.raw, turn);\n      __syncthreads();\n      if",
+            "      tile.fill(a.raw, turn);\n      __syncthreads();\n      if",
+        ),
+        "spline, a block a row: wrong values",
+    ),
+    "a place that is not padded": (
+        Fault(SPLINE, "threadIdx.x * (parameters() | 1)", "threadIdx.x * parameters()"),
+        "spline, even: wrong values",
+    ),
+    "no room for numbers that begin elsewhere": (
+        Fault("cuda/rational_quadratic_spline.cu", "int64_t{parameters | 1} + 8", "int64_t{parameters | 1}"),
+        "spline, offset: write outside an array in shared memory",
+    ),
+    "words that begin elsewhere in shared memory": (
+        Fault(SPLINE, "    shift_ = run.shift;", "    "),
+        "spline, offset: access of 16 bytes at an address not aligned",
+    ),
+    "numbers before the first word left out": (
+        Fault(SPLINE, "rest = count - words * n;", "rest = count - before - words * n;"),
+        "spline, offset: wrong values",
+    ),
+    "sums of rows that are no power of two": (
+        Fault(SPLINE, "s.lane < apart && s.lane + apart < t.columns", "s.lane < apart"),
+        "spline, ragged rows: wrong values",
+    ),
+    "gradients of numbers that a mask keeps": (
+        Fault(SPLINE, "numbers.put(i, T(0))", "numbers.put(i, numbers.get(i))"),
+        "spline, mask: wrong values",
+    ),
+    "a gradient of the bin's own width twice": (
+        Fault("cuda/spline_element.cuh", "k < bin.number ? of_start", "k <= bin.number ? of_start"),
+        "spline, rows: wrong values",
+    ),
+    "one derivative for both ends": (
+        Fault("cuda/spline_element.cuh", "derivative_at(s, numbers, across.number + 1, end)", "end"),
+        "spline, rows: wrong values",
     ),
 }
 

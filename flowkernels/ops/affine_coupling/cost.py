@@ -6,11 +6,9 @@ The arguments are those of the functions in reference.py; of tensors only shapes
 
 from __future__ import annotations
 
-import math
-
 from torch import Tensor
 
-from ..cost import CHUNK, LONGEST_ROW, Cost, distinct_bytes
+from ..cost import Cost, coupling_chunks, distinct_bytes
 from ..layout import split_passive
 from . import reference
 from .form import AffineForm
@@ -33,16 +31,10 @@ def forward(
     read = event + distinct_bytes(raw) + distinct_bytes(shift) + distinct_bytes(mask) + distinct_bytes(bound)
     sum_size = reference.accumulation_dtype(x.dtype).itemsize
     written = event + x.shape[0] * sum_size
-    chunks = _chunks(x, passive)
+    chunks = coupling_chunks(x, passive)
     partial = x.shape[0] * chunks * sum_size if chunks > 1 else 0
     launches = 0 if x.shape[0] == 0 else 1 + (chunks > 1)
     return Cost(launches, read + partial, written + partial, read + written)
-
-
-def _chunks(x: Tensor, passive: int) -> int:
-    """Into how many pieces a row is cut."""
-    longest = max(math.prod(part.shape[1:]) for part in split_passive(x, passive))
-    return 1 if longest <= LONGEST_ROW else -(-longest // CHUNK)
 
 
 def backward(
