@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import forward_ad
+from torch.nn.modules import module as torch_module
 
 _PLAIN = frozenset((Tensor, torch.nn.Parameter, torch.nn.Buffer))
 
@@ -48,3 +49,20 @@ def plain_eager(*tensors: Tensor | None) -> bool:
 def current_stream(device: torch.device) -> int:
     """The handle of the current stream of a CUDA device."""
     return torch._C._cuda_getCurrentRawStream(device.index)
+
+
+def plain(module: nn.Module) -> bool:
+    """Whether nothing but its class decides what calling the module does: no hooks, no `forward` of the instance.
+
+    A container may pass over the call of such a module and compute what it computes.
+    """
+    own = vars(module)
+    return not (
+        own["_forward_hooks"]
+        or own["_forward_pre_hooks"]
+        or own["_backward_hooks"]
+        or own["_backward_pre_hooks"]
+        or "forward" in own
+        or "inverse" in own
+        or torch_module._has_any_global_hook()
+    )

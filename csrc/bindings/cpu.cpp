@@ -1,5 +1,6 @@
 #include "bindings/affine_coupling.h"
 #include "bindings/elementwise.h"
+#include "bindings/perceptron.h"
 #include "bindings/rational_quadratic_spline.h"
 #include "bindings/stack.h"
 #include "cpu/kernels.h"
@@ -61,6 +62,15 @@ struct SplineLaunchers {
   }
 };
 
+struct PerceptronLaunchers {
+  static void forward(const Perceptron& net, const PerceptronForwardCall& call) {
+    cpu::kernels().perceptron_forward(net, call);
+  }
+  static void backward(const Perceptron& net, const PerceptronBackwardCall& call) {
+    cpu::kernels().perceptron_backward(net, call);
+  }
+};
+
 using Planar = StackLaunchers<PlanarOptions, &cpu::Kernels::planar_forward, &cpu::Kernels::planar_backward>;
 using Radial = StackLaunchers<RadialOptions, &cpu::Kernels::radial_forward, &cpu::Kernels::radial_backward>;
 
@@ -76,4 +86,5 @@ PYBIND11_MODULE(_cpu, module) {
   bind_stack<RadialOptions, Radial>(module, "Radial");
   bind_elementwise_ops<ElementwiseLaunchers>(module);
   bind_rational_quadratic_spline<SplineLaunchers>(module);
+  bind_perceptron<PerceptronLaunchers>(module);
 }

@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "cpu/perceptron.h"
 #include "flow/affine_coupling.h"
 #include "flow/dequantize.h"
 #include "flow/planar.h"
@@ -29,6 +30,8 @@ struct Kernels {
   void (*split_backward)(const ElementwisePlan<SplitOptions>&, const ElementwiseCall&);
   void (*rational_quadratic_spline_forward)(const SplineForwardPlan&, const SplineForwardCall&);
   void (*rational_quadratic_spline_backward)(const SplineBackwardPlan&, const SplineBackwardCall&);
+  void (*perceptron_forward)(const Perceptron&, const PerceptronForwardCall&);
+  void (*perceptron_backward)(const Perceptron&, const PerceptronBackwardCall&);
 };
 
 // The best set that this processor runs; the environment variable FLOWKERNELS_ISA (baseline, avx2, avx512) lowers the

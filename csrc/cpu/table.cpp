@@ -18,6 +18,8 @@ void split_forward(const ElementwisePlan<SplitOptions>& plan, const ElementwiseC
 void split_backward(const ElementwisePlan<SplitOptions>& plan, const ElementwiseCall& call);
 void rational_quadratic_spline_forward(const SplineForwardPlan& plan, const SplineForwardCall& call);
 void rational_quadratic_spline_backward(const SplineBackwardPlan& plan, const SplineBackwardCall& call);
+void perceptron_forward(const Perceptron& net, const PerceptronForwardCall& call);
+void perceptron_backward(const Perceptron& net, const PerceptronBackwardCall& call);
 
 extern const Kernels table;
 const Kernels table = {
@@ -35,6 +37,8 @@ const Kernels table = {
     split_backward,
     rational_quadratic_spline_forward,
     rational_quadratic_spline_backward,
+    perceptron_forward,
+    perceptron_backward,
 };
 
 }  // namespace flowkernels::cpu::FLOWKERNELS_ISA

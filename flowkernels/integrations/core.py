@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules import module as torch_module
+
+from .._compat import plain as plain  # of this interface
 
 # A library's top-level package, and the file here that knows its layers.
 LIBRARIES = {"normflows": "normflows", "nflows": "nflows", "zuko": "zuko", "FrEIA": "freia"}
@@ -112,23 +113,6 @@ def takes(x: Any, *others: Any) -> bool:
         return False
     dtype, device = x.dtype, x.device
     return all(isinstance(t, Tensor) and t.dtype == dtype and t.device == device for t in others)
-
-
-def plain(module: nn.Module) -> bool:
-    """Whether nothing but its class decides what calling the module does: no hooks, no `forward` of the instance.
-
-    A container may pass over the call of such a module and compute what it computes.
-    """
-    own = vars(module)
-    return not (
-        own["_forward_hooks"]
-        or own["_forward_pre_hooks"]
-        or own["_backward_hooks"]
-        or own["_backward_pre_hooks"]
-        or "forward" in own
-        or "inverse" in own
-        or torch_module._has_any_global_hook()
-    )
 
 
 class Replaced(NamedTuple):

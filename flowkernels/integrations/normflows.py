@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
-from normflows import core, flows
+from normflows import core, flows, nets
 from normflows.flows.affine.coupling import AffineConstFlow as _AffineConstFlow
 from normflows.flows.neural_spline import autoregressive as _autoregressive
 from normflows.flows.neural_spline import coupling as _couplings
@@ -17,13 +17,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..functional import actnorm, affine_coupling, planar, radial
+from ..ops import perceptron
 from ..ops.affine_coupling import AffineForm
 from . import nsf
 from .core import Given, family, leave_alone, plain, register, takes
 
 family(flows.Flow)
 leave_alone(flows.Squeeze, "one copy already")
-leave_alone(flows.Permute, "one copy already")
 leave_alone(flows.Invertible1x1Conv, "one convolution already; in a GlowBlock it also carries the normalisation")
 
 _ADDITIVE = AffineForm("additive")
@@ -38,6 +38,17 @@ def _fits(raw: Any, z: Tensor, channels: int, form: AffineForm) -> bool:
     """Whether the op takes what the conditioner returned; the library also broadcasts and promotes."""
     width = channels if form is _ADDITIVE else 2 * channels
     return takes(z, raw) and raw.shape == (z.shape[0], width, *z.shape[2:])
+
+
+@register(nets.MLP, runs="a perceptron in one pass", note="on the CPU, in float32; linear and leaky layers alone")
+class MLP(nets.MLP):
+    @staticmethod
+    def refuse(module: Any) -> str | None:
+        return None if perceptron.read(module.net) else ""  # a network is no layer of a flow: nothing to report
+
+    def forward(self, x):
+        y = perceptron.run(self.net, x)
+        return super().forward(x) if y is None else y
 
 
 @register(flows.AffineCoupling, runs="fk.affine_coupling", note="every scale map; the additive one is the library's")
@@ -305,6 +316,26 @@ def _walking(library: type, name: str) -> Callable:
         return original(Given(self, flows=_runs(self.flows)), *args, **kwargs)
 
     return method
+
+
+@register(flows.Permute, runs="torch.roll", note="swap; shuffle: one copy already")
+class Permute(flows.Permute):
+    @staticmethod
+    def refuse(module: Any) -> str | None:
+        return None if module.mode == "swap" else ""  # a shuffle is one copy already
+
+    def forward(self, z, context=None):
+        return _rolled(self, z, self.num_channels // 2) or super().forward(z, context)
+
+    def inverse(self, z, context=None):
+        return _rolled(self, z, (self.num_channels + 1) // 2) or super().inverse(z, context)
+
+
+def _rolled(module: Any, z: Any, first: int) -> tuple[Tensor, Tensor] | None:
+    """z with its first channels behind the others: one node of autograd's graph instead of five."""
+    if module.mode != "swap" or not takes(z) or z.shape[1] != module.num_channels:
+        return None
+    return torch.roll(z, -first, 1), torch.zeros(len(z), device=z.device)
 
 
 @register(core.NormalizingFlow, runs="a run of planar or radial layers in one pass", note="every method")

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from ..nn.context import join
+from ..ops.perceptron import run
 
 
 def perceptron(sizes: Sequence[int]) -> nn.Sequential:
@@ -31,4 +32,6 @@ class MLP(nn.Module):
         nn.init.zeros_(self.layers[-1].bias)
 
     def forward(self, kept: Tensor, context: Tensor | None = None) -> Tensor:
-        return self.layers(join(kept, context, self.context))
+        x = join(kept, context, self.context)
+        y = run(self.layers, x)
+        return self.layers(x) if y is None else y

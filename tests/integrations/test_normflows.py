@@ -24,7 +24,7 @@ def mlp(inputs, outputs):
 def test_coupling_block_by_channels(check_parity, scale_map, mode):
     kept, moved = WIDTHS[mode]
     block = flows.AffineCouplingBlock(mlp(kept, 2 * moved), scale_map=scale_map, split_mode=mode)
-    check_parity(block, torch.randn(7, 5), replaced=4)
+    check_parity(block, torch.randn(7, 5), replaced=5)
 
 
 @pytest.mark.parametrize("mode", WIDTHS)
@@ -42,7 +42,7 @@ def test_coupling_block_by_checkerboard(check_parity, mode, shape):
 
 @pytest.mark.parametrize("scale_map", ["exp", "sigmoid", "sigmoid_inv"])
 def test_coupling_alone(check_parity, scale_map):
-    check_parity(flows.AffineCoupling(mlp(3, 4), scale_map=scale_map), torch.randn(7, 3), torch.randn(7, 2), replaced=1)
+    check_parity(flows.AffineCoupling(mlp(3, 4), scale_map=scale_map), torch.randn(7, 3), torch.randn(7, 2), replaced=2)
     net = nn.Conv2d(2, 6, 3, padding=1)
     check_parity(flows.AffineCoupling(net, scale_map=scale_map), torch.randn(2, 2, 4, 4), torch.randn(2, 3, 4, 4))
 
@@ -57,11 +57,69 @@ def test_unknown_scale_map_is_left_alone():
     assert "'other'" in report.left_alone[0].why
 
 
+@pytest.mark.parametrize("leaky", [0.0, 0.2])
+@pytest.mark.parametrize("sizes", [[3, 4], [2, 64, 64, 3], [3, 300, 4]], ids=str)
+@pytest.mark.parametrize("rows", [7, 100])
+def test_perceptron(check_parity, sizes, leaky, rows):
+    check_parity(nf.nets.MLP(sizes, leaky=leaky), torch.randn(rows, sizes[0]), methods=("forward",), replaced=1)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_perceptron_with_other_layers_is_left_alone(dropout):
+    for net in (
+        nf.nets.MLP([2, 8, 3], dropout=dropout),
+        nf.nets.MLP([2, 8, 3], output_fn="tanh", score_scale=0.5),
+        nf.nets.MLP([2, 8, 3], output_fn="clampexp", output_scale=2.0),
+    ):
+        report = accelerate(net, strict=True)
+        assert not report.replaced
+        assert not report.left_alone
+
+
+def test_perceptron_that_is_changed_afterwards():
+    net, x = nf.nets.MLP([2, 8, 3]), torch.randn(70, 2)
+    accelerate(net, strict=True)
+    handle = net.net[0].register_forward_hook(lambda module, args, output: 2 * output)
+    torch.testing.assert_close(net(x), net.net(x))
+    handle.remove()
+    net.net[1] = nn.Tanh()
+    torch.testing.assert_close(net(x), net.net(x))
+    net.net[0] = nn.utils.parametrizations.weight_norm(nn.Linear(2, 8))
+    torch.testing.assert_close(net(x), net.net(x))
+
+
+def test_perceptron_takes_what_the_library_takes():
+    net = nf.nets.MLP([2, 8, 3])
+    accelerate(net, strict=True)
+    assert net(torch.randn(2)).shape == (3,)
+    assert net(torch.randn(4, 5, 2)).shape == (4, 5, 3)
+    assert net(torch.randn(0, 2)).shape == (0, 3)
+    with pytest.raises(RuntimeError):
+        net(torch.randn(4, 3))
+    with pytest.raises(RuntimeError):
+        net(torch.randn(4, 2).double())
+
+
+@pytest.mark.parametrize("channels", [1, 2, 5])
+def test_swap(check_parity, channels):
+    check_parity(flows.Permute(channels, mode="swap"), torch.randn(7, channels), replaced=1)
+    check_parity(flows.Permute(channels, mode="swap"), torch.randn(2, channels, 3, 4), replaced=1)
+    other = torch.randn(7, channels + 1)
+    check_parity(flows.Permute(channels, mode="swap"), other, replaced=1)
+
+
+def test_shuffle_is_left_alone():
+    report = accelerate(flows.Permute(4), strict=True)
+    assert not report.replaced
+    assert not report.left_alone
+
+
 @pytest.mark.parametrize("which", ["both", "shift", "scale"])
 def test_masked_affine(check_parity, which):
     mask = torch.tensor([1.0, 0, 1, 0, 0])
     shift, scale = (mlp(5, 5) if which in ("both", name) else None for name in ("shift", "scale"))
-    check_parity(flows.MaskedAffineFlow(mask, shift, scale), torch.randn(7, 5), replaced=1)
+    nets = 2 if which == "both" else 1
+    check_parity(flows.MaskedAffineFlow(mask, shift, scale), torch.randn(7, 5), replaced=1 + nets)
 
 
 @pytest.mark.parametrize("bad", [float("inf"), -float("inf"), float("nan")])
@@ -181,7 +239,7 @@ def test_frozen_layers_in_a_run_get_no_gradient():
 
 
 def test_a_model_without_runs_is_not_mentioned():
-    model = nf.NormalizingFlow(nf.distributions.DiagGaussian(2), [flows.Planar((2,)), flows.Permute(2)])
+    model = nf.NormalizingFlow(nf.distributions.DiagGaussian(2), [flows.Planar((2,)), flows.Squeeze()])
     report = accelerate(model, strict=True)
     assert [r.name for r in report.replaced] == ["flows.0"]
     assert [(left.name, left.known) for left in report.left_alone] == [("flows.1", False)]

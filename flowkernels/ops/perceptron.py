@@ -1,0 +1,153 @@
+"""Linear layers with a leaky ReLU between them, on the CPU as one node of autograd's graph. Torch runs a perceptron as
+many small calls, and its products with a few columns take several times as long as their transposes.
+
+It is no operator, and has no backends: where the compiled module does not take a call, the caller's own layers run.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .. import backends
+from .._compat import batched, inside_transform, plain, plain_eager
+from .plans import plans, remember
+
+MOST_LAYERS = 8  # as kMostLayers in csrc/cpu/perceptron.h
+TILE = 64  # rows, as kPerceptronRows there
+WIDEST, WIDEST_OF_FEW = 256, 64  # beyond, torch's products are as fast: of FEW rows, less than a tile, sooner
+FEW = 48
+
+
+def run(net: nn.Sequential, x: Tensor) -> Tensor | None:
+    """What `net` returns for x, or None where it has to be called."""
+    if torch.compiler.is_compiling() or not isinstance(x, Tensor):
+        return None
+    found = read(net)
+    return None if found is None else perceptron(x, *found)
+
+
+def read(net: nn.Sequential) -> tuple[list[Tensor], float] | None:
+    """Parameters and slope of linear layers with biases and activations of one kind between; None for anything else."""
+    layers = list(net)
+    linear, activations = layers[::2], layers[1::2]
+    if len(linear) != len(activations) + 1 or not plain(net):
+        return None
+    parameters, slopes = [], {_slope(layer) for layer in activations}
+    for layer in linear:
+        if type(layer) is not nn.Linear or layer.bias is None or not plain(layer):
+            return None
+        parameters += [layer.weight, layer.bias]
+    slope = slopes.pop() if slopes else 1.0
+    return None if slopes or slope is None else (parameters, slope)
+
+
+def _slope(layer: nn.Module) -> float | None:
+    if not plain(layer):
+        return None
+    return 0.0 if type(layer) is nn.ReLU else layer.negative_slope if type(layer) is nn.LeakyReLU else None
+
+
+def perceptron(x: Tensor, parameters: Sequence[Tensor], slope: float) -> Tensor | None:
+    """The output for x of shape (B, features), or None where torch's own functions are to run.
+
+    Args:
+        x: any strides.
+        parameters: weight and bias of each layer, in turn.
+        slope: of the activations below zero.
+    """
+    net = _native(x, parameters, slope)
+    if net is None:
+        return None
+    if torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in parameters)):
+        return _Function.apply(net, slope, x, *parameters)  # type: ignore[no-any-return, no-untyped-call]
+    return _forward(net, x, parameters, None)
+
+
+def _native(x: Tensor, parameters: Sequence[Tensor], slope: float) -> Any:
+    """What runs the call, if the compiled module does."""
+    if inside_transform() or not plain_eager(x, *parameters):
+        return None
+    if x.dim() != 2 or x.dtype is not torch.float32 or not x.is_cpu or torch.is_autocast_enabled("cpu"):
+        return None
+    key = ("perceptron", backends.requested(), slope, x.shape, *[(p.shape, p.dtype, p.device) for p in parameters])
+    if key not in plans:
+        remember(key, _made(x, parameters, slope))
+    return plans[key] if all(p.is_contiguous() for p in parameters) else None
+
+
+def _made(x: Tensor, parameters: Sequence[Tensor], slope: float) -> Any:
+    module = backends.native_module(backends.CPU)
+    sizes = [x.shape[1], *[bias.shape[0] for bias in parameters[1::2]]]
+    shapes = [shape for a, b in itertools.pairwise(sizes) for shape in ((b, a), (b,))]
+    if isinstance(module, str) or backends.requested() not in (backends.AUTO, backends.CPU):
+        return None
+    if any(p.shape != s or p.dtype != torch.float32 or not p.is_cpu for p, s in zip(parameters, shapes)):
+        return None
+    if not (slope >= 0 and 1 < len(sizes) <= MOST_LAYERS + 1 and len(parameters) == 2 * len(sizes) - 2):
+        return None
+    rows, widest = x.shape[0], WIDEST_OF_FEW if x.shape[0] < FEW else WIDEST
+    return module.Perceptron(sizes, slope) if rows > 0 and min(sizes) > 0 and max(sizes) <= widest else None
+
+
+def _forward(net: Any, x: Tensor, parameters: Sequence[Tensor], hidden: Tensor | None) -> Tensor:
+    y = x.new_empty(x.shape[0], parameters[-1].shape[0])
+    kept = 0 if hidden is None else hidden.data_ptr()
+    net.forward(x.shape[0], x.data_ptr(), x.stride(), [p.data_ptr() for p in parameters], y.data_ptr(), kept)
+    return y
+
+
+def _backward(
+    net: Any, grad: Tensor, x: Tensor, parameters: Sequence[Tensor], hidden: Tensor, wanted: Sequence[bool]
+) -> list[Tensor | None]:
+    found = [
+        torch.empty_like(t, memory_format=torch.contiguous_format) if w else None
+        for t, w in zip((x, *parameters), wanted)
+    ]
+    grad_x, *grads = [0 if t is None else t.data_ptr() for t in found]
+    addresses = [p.data_ptr() for p in parameters]
+    given = grad.data_ptr(), grad.stride(), x.data_ptr(), x.stride(), addresses, hidden.data_ptr()
+    net.backward(x.shape[0], *given, grad_x, grads)
+    return found
+
+
+def backward_formula(grad: Tensor, x: Tensor, parameters: Sequence[Tensor], slope: float) -> list[Tensor]:
+    """The gradients of x and the parameters in torch's own functions, which can be differentiated again."""
+    inputs = [x]
+    for weight, bias in zip(parameters[:-2:2], parameters[1:-2:2]):
+        inputs.append(F.leaky_relu(F.linear(inputs[-1], weight, bias), slope))
+    found: list[Tensor] = []
+    for i in reversed(range(len(inputs))):
+        found = [grad.transpose(-1, -2) @ inputs[i], grad.sum(-2), *found]
+        grad = grad @ parameters[2 * i]
+        if i > 0:
+            grad = torch.where(inputs[i] > 0, grad, grad * slope)
+    return [grad, *found]
+
+
+class _Function(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, net, slope, x, *parameters):  # type: ignore[no-untyped-def]
+        units = sum([bias.shape[0] for bias in parameters[1:-1:2]])
+        hidden = x.new_empty(math.ceil(x.shape[0] / TILE) * TILE * units)
+        ctx.save_for_backward(hidden, x, *parameters)
+        ctx.net, ctx.slope = net, slope
+        ctx.set_materialize_grads(False)
+        return _forward(net, x, parameters, hidden)
+
+    @staticmethod
+    def backward(ctx, grad):  # type: ignore[no-untyped-def]
+        wanted = ctx.needs_input_grad[2:]
+        if grad is None:
+            return (None,) * len(ctx.needs_input_grad)
+        hidden, x, *parameters = ctx.saved_tensors
+        if torch.is_grad_enabled() or batched(grad) or not plain_eager(grad):
+            found = backward_formula(grad, x, parameters, ctx.slope)
+            return None, None, *[g if w else None for g, w in zip(found, wanted)]
+        return None, None, *_backward(ctx.net, grad, x, parameters, hidden, wanted)

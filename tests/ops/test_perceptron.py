@@ -1,0 +1,214 @@
+"""The compiled perceptron of the CPU against torch's own functions."""
+
+import itertools
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import flowkernels as fk
+from flowkernels.ops import perceptron
+from flowkernels.tolerances import error, tolerance
+
+SIZES = [
+    (1, 64, 64, 2),
+    (2, 16, 1),
+    (3, 5, 7, 4),
+    (8, 63, 65, 17),
+    (130, 4),
+    (1, 1, 1, 1, 1),
+    (33, 128, 100),
+    (64, 130, 3),
+]
+
+
+def network(sizes, activation=None):
+    linear = [nn.Linear(a, b) for a, b in itertools.pairwise(sizes)]
+    between = [activation or nn.LeakyReLU(0.1) for _ in linear[1:]]
+    return nn.Sequential(*(part for pair in zip(linear, between) for part in pair), linear[-1])
+
+
+def formula(x, parameters, slope):
+    for i in range(0, len(parameters), 2):
+        x = F.linear(x if i == 0 else F.leaky_relu(x, slope), *parameters[i : i + 2])
+    return x
+
+
+def leaves(x, net, dtype=torch.float32):
+    """x and the parameters, as leaves of their own."""
+    return [t.detach().to(dtype).requires_grad_() for t in (x, *net.parameters())]
+
+
+def compare(x, net, slope=0.1, g=None):
+    outputs = []
+    for dtype in (torch.float32, torch.float64):
+        x_, *parameters = leaves(x, net, dtype)
+        y = (perceptron.perceptron if dtype == torch.float32 else formula)(x_, parameters, slope)
+        assert y is not None
+        cotangent = torch.linspace(-1, 1, y.numel()).view(y.shape) if g is None else g
+        outputs.append([y, *torch.autograd.grad(y, [x_, *parameters], cotangent.to(dtype))])
+    allowed = tolerance(torch.float32, max(len(x), 130))
+    for found, true in zip(*outputs):
+        assert found.is_contiguous()
+        assert found.dtype == torch.float32
+        assert error(found, true) < allowed
+
+
+@pytest.mark.parametrize("rows", [1, 2, 47, 64, 65, 200, 1030])
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+def test_values_and_gradients_on_cpu(sizes, rows):
+    if rows < perceptron.FEW and max(sizes) > perceptron.WIDEST_OF_FEW:
+        assert perceptron.run(network(sizes), torch.randn(rows, sizes[0])) is None
+    else:
+        compare(torch.randn(rows, sizes[0]), network(sizes))
+
+
+@pytest.mark.parametrize("slope", [0.0, 0.2, 1.0, 2.0])
+def test_slopes_on_cpu(slope):
+    compare(torch.randn(70, 3), network((3, 20, 20, 4)), slope)
+
+
+def test_layouts_on_cpu():
+    net = network((4, 20, 20, 6))
+    wide = torch.randn(100, 11)
+    for x in (wide[:, 3:7], wide[:, ::3], torch.randn(4, 100).t(), torch.randn(1, 4).expand(100, 4), wide[::2, 1:5]):
+        compare(x, net)
+    compare(wide[:, 3:7], net, g=torch.randn(6, 100).t())
+    compare(wide[:, 3:7], net, g=torch.ones(()).expand(100, 6))
+
+
+@pytest.mark.parametrize("wanted", [(0,), (1,), (2, 5), (6,), (0, 3, 4)], ids=str)
+def test_gradients_of_some_inputs_on_cpu(wanted):
+    net, x = network((3, 20, 20, 4)), torch.randn(70, 3)
+    tensors = leaves(x, net)
+    for i, t in enumerate(tensors):
+        t.requires_grad_(i in wanted)
+    loss = [f(tensors[0], tensors[1:], 0.1).sin().sum() for f in (perceptron.perceptron, formula)]
+    found, expected = (torch.autograd.grad(value, [tensors[i] for i in wanted]) for value in loss)
+    torch.testing.assert_close(found, expected)
+
+
+def test_no_graph_where_nobody_asks_on_cpu():
+    x, *parameters = leaves(torch.randn(70, 3), network((3, 20, 4)))
+    with torch.no_grad():
+        y = perceptron.perceptron(x, parameters, 0.1)
+    assert not y.requires_grad
+    assert torch.equal(y, perceptron.perceptron(x, parameters, 0.1))
+
+
+def test_formula_of_the_gradient_on_cpu():
+    tensors = leaves(torch.randn(5, 3), network((3, 6, 5, 2)), torch.float64)
+    g = torch.randn(5, 2, dtype=torch.float64, requires_grad=True)
+    expected = torch.autograd.grad(formula(tensors[0], tensors[1:], 0.1), tensors, g)
+    torch.testing.assert_close(tuple(perceptron.backward_formula(g, tensors[0], tensors[1:], 0.1)), expected)
+    assert torch.autograd.gradcheck(
+        lambda g, x, *parameters: tuple(perceptron.backward_formula(g, x, parameters, 0.1)), (g, *tensors)
+    )
+    assert torch.autograd.gradgradcheck(lambda x, *parameters: formula(x, parameters, 0.1), tensors)
+
+
+def test_derivatives_of_derivatives_on_cpu():
+    found = []
+    for f in (perceptron.perceptron, formula):
+        torch.manual_seed(1)
+        tensors = leaves(torch.randn(70, 3), network((3, 20, 20, 2)))
+        first = torch.autograd.grad(f(tensors[0], tensors[1:], 0.1).sin().sum(), tensors, create_graph=True)
+        found.append(torch.autograd.grad(sum(t.square().sum() for t in first), tensors, allow_unused=True))
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-4)
+
+
+def test_batched_gradients_on_cpu():
+    tensors = leaves(torch.randn(70, 3), network((3, 20, 2)))
+    g = torch.randn(4, 70, 2)
+    y = perceptron.perceptron(tensors[0], tensors[1:], 0.1)
+    found = torch.autograd.grad(y, tensors, g, is_grads_batched=True, retain_graph=True)
+    for i in range(4):
+        torch.testing.assert_close(tuple(t[i] for t in found), torch.autograd.grad(y, tensors, g[i], retain_graph=True))
+
+
+@pytest.mark.parametrize("rows", [65, 130, 1000, 5000])
+def test_same_bits_for_any_number_of_threads_on_cpu(rows):
+    net, x, before = network((7, 64, 64, 5)), torch.randn(rows, 7), torch.get_num_threads()
+    found = []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            tensors = leaves(x, net)
+            y = perceptron.perceptron(tensors[0], tensors[1:], 0.0)
+            found.append([y, *torch.autograd.grad(y.sin().sum(), tensors)])
+    finally:
+        torch.set_num_threads(before)
+    for others in found[1:]:
+        assert all(map(torch.equal, found[0], others))
+
+
+@pytest.mark.parametrize("row", [0, 64, 69])
+def test_nan_stays_in_its_row_on_cpu(row):
+    net, x = network((3, 20, 4)), torch.randn(70, 3)
+    x[row, 1] = torch.nan
+    x_, *parameters = leaves(x, net)
+    y = perceptron.perceptron(x_, parameters, 0.0)
+    grad_x, *grads = torch.autograd.grad(y.sum(), [x_, *parameters])
+    rows = torch.arange(70) == row
+    assert torch.equal(y.isnan().all(1), rows)
+    assert torch.equal(y.isnan().any(1), rows)
+    assert not grad_x[~rows].isnan().any()
+    assert grads[0][:, 1].isnan().all()
+
+
+def test_infinite_weights_stay_theirs_beyond_the_last_row_on_cpu():
+    net, x = network((1, 4, 2)), torch.ones(3, 1)
+    net[0].weight.data.fill_(torch.inf)
+    tensors = leaves(x, net)
+    for f in (perceptron.perceptron, formula):
+        (grad,) = torch.autograd.grad(f(tensors[0], tensors[1:], 0.5).sum(), tensors[3:4])
+        assert grad.isinf().all()
+
+
+def test_what_is_left_to_torch_on_cpu():
+    net, x = network((3, 20, 4)), torch.randn(70, 3)
+    assert perceptron.run(net, x) is not None
+    assert perceptron.run(net.double(), x.double()) is None
+    net.float()
+    for other in (x[:0], x[0], x[None], x.half(), "x"):
+        assert perceptron.run(net, other) is None
+    with torch.autocast("cpu"):
+        assert perceptron.run(net, x) is None
+    with fk.backend("reference"):
+        assert perceptron.run(net, x) is None
+    seen = []
+    torch.func.vmap(lambda row: (seen.append(perceptron.run(net, row[None])), row)[1])(x)
+    assert seen == [None]
+    assert perceptron.run(network((3, 2 * perceptron.WIDEST, 4)), x) is None
+    assert perceptron.run(network((3,) * 10), x) is None
+
+
+def test_networks_that_are_no_perceptrons_on_cpu():
+    assert perceptron.read(network((3, 20, 4), nn.ReLU()))[1] == 0
+    assert perceptron.read(network((3, 4)))[1] == 1
+    assert perceptron.read(network((3, 20, 20, 4), nn.Tanh())) is None
+    assert perceptron.read(nn.Sequential(nn.Linear(3, 4, bias=False))) is None
+    assert perceptron.read(nn.Sequential(nn.Linear(3, 4), nn.ReLU())) is None
+    mixed = network((3, 5, 5, 4))
+    mixed[1] = nn.ReLU()
+    assert perceptron.read(mixed) is None
+    for i in range(3):
+        hooked = network((3, 5, 4))
+        handle = hooked[i].register_forward_hook(lambda *_: None)
+        assert perceptron.read(hooked) is None
+        handle.remove()
+        assert perceptron.read(hooked) is not None
+
+
+def test_our_own_conditioners_run_it_on_cpu(monkeypatch):
+    flow, x = fk.models.realnvp(2), torch.randn(70, 2)
+    for p in flow.parameters():
+        p.data.add_(0.1 * torch.randn_like(p))
+    expected = flow.double().log_prob(x.double())
+    called = []
+    original = perceptron.perceptron
+    monkeypatch.setattr(perceptron, "perceptron", lambda *a: called.append(1) or original(*a))
+    found = flow.float().log_prob(x)
+    assert called
+    assert error(found, expected) < tolerance(torch.float32, 10_000)
