@@ -39,7 +39,7 @@ STAGES = (
     Stage(
         "suite",
         ("tests", "--ignore=tests/gpu"),
-        least=6850,
+        least=8450,
         skips=(
             "this processor has no",
             INTERPRETED,
@@ -47,15 +47,15 @@ STAGES = (
             "No module named '(flowjax|splines of FrEIA)'",
         ),
     ),
-    Stage("doctests", ("--doctest-modules", "flowkernels"), least=41),
-    Stage("interpreter", ("tests/ops", "-k", "triton"), least=1500, environment=(("TRITON_INTERPRET", "1"),)),
+    Stage("doctests", ("--doctest-modules", "flowkernels"), least=46),
+    Stage("interpreter", ("tests/ops", "-k", "triton"), least=1780, environment=(("TRITON_INTERPRET", "1"),)),
     Stage(
-        "avx2", ("tests/ops", "-k", "cpu"), least=1400, environment=(("FLOWKERNELS_ISA", "avx2"),), skips=(INTERPRETED,)
+        "avx2", ("tests/ops", "-k", "cpu"), least=1750, environment=(("FLOWKERNELS_ISA", "avx2"),), skips=(INTERPRETED,)
     ),
     Stage(
         "baseline",
         ("tests/ops", "-k", "cpu"),
-        least=1400,
+        least=1750,
         environment=(("FLOWKERNELS_ISA", "baseline"),),
         skips=(INTERPRETED,),
     ),
