@@ -249,7 +249,7 @@ def rational_quadratic_spline(
     Example:
         >>> import torch, flowkernels as fk
         >>> form = fk.SplineForm(bins=8, bound=3.0)
-        >>> x, raw = torch.randn(8, 6), torch.randn(8, 3 * form.parameters)  # splines of the last three channels
+        >>> x, raw = torch.randn(8, 6), 0.1 * torch.randn(8, 3 * form.parameters)  # splines of the last three channels
         >>> y, log_det = fk.rational_quadratic_spline(x, raw, form=form, passive=3)
         >>> back, _ = fk.rational_quadratic_spline(y, raw, form=form, passive=3, inverse=True)
         >>> torch.allclose(back, x, atol=1e-4), log_det.shape
