@@ -16,10 +16,10 @@ from .. import backends, models
 from ..integrations import accelerate
 from ..ops.cost import Cost
 from . import peers, steps
+from .models import MODEL, TERMS
 from .workloads import DEFAULT, EAGER, GRADIENTS, OURS, STEP, Pair, Problem, Promise, Workload
 
-ACCELERATE, MODEL = "accelerate", "model"
-TERMS = 1_000_000  # roundings pass through networks that sum thousands of products
+ACCELERATE = "accelerate"
 
 
 class Side(NamedTuple):

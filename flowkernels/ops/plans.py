@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor
 
-from .layout import coalesce
+from .layout import TooManyDimensions, coalesce
 
 _MOST = 4096
 
@@ -21,6 +21,14 @@ def remember(key: tuple, plan: Any) -> Any:
         plans.clear()
     plans[key] = plan
     return plan
+
+
+def made(key: tuple, make: Callable[[], Any]) -> Any:
+    """The plan that `make` makes, or None where the call needs contiguous copies; it is kept."""
+    try:
+        return remember(key, make())
+    except TooManyDimensions:
+        return remember(key, None)
 
 
 def layout(tensor: Tensor | None) -> tuple | None:

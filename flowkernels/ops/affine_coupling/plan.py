@@ -13,9 +13,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ..layout import TooManyDimensions, allocate_like, allocate_log_det, split_passive
+from ..layout import allocate_like, allocate_log_det, split_passive
 from ..native import DTYPES, Launch
-from ..plans import box, layout, plans, remember
+from ..plans import box, layout, made, plans
 from . import reference
 from .check import check
 from .form import SCALE_MAP_IDS, AffineForm
@@ -108,14 +108,6 @@ def _backward_views(
     return _common(named, raw_views, mask, bound, form, passive, inverse)
 
 
-def _made(key: tuple, make: Callable[[], Any]) -> Any:
-    """The plan that `make` makes, or None where the call needs contiguous copies."""
-    try:
-        return remember(key, make())
-    except TooManyDimensions:
-        return remember(key, None)
-
-
 def _expanded(mask: Tensor | None, x: Tensor) -> Tensor | None:
     return None if mask is None else mask.expand(x.shape[1:])
 
@@ -153,7 +145,7 @@ def forward(
         check(x, raw, shift, mask, bound, form, passive, inverse)
         raw_views = _raw_views("", raw, shift, form)
         named = [("y", y), ("x", x)]
-        plan = _made(
+        plan = made(
             key, lambda: backend.AffineForward(**_common(named, raw_views, mask, bound, form, passive, inverse))
         )
     if plan is None:
@@ -200,7 +192,7 @@ def backward(
     )  # fmt: skip
     plan = plans.get(key, key)
     if plan is key:
-        plan = _made(
+        plan = made(
             key,
             lambda: backend.AffineBackward(
                 grad_log_det_stride=0 if grad_log_det is None else grad_log_det.stride(0),

@@ -4,16 +4,14 @@ csrc/flow/rational_quadratic_spline.h.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from types import ModuleType
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..layout import TooManyDimensions, allocate_like, allocate_log_det, split_passive
+from ..layout import allocate_like, allocate_log_det, split_passive
 from ..native import DTYPES, Launch
-from ..plans import box, layout, plans, remember
+from ..plans import box, layout, made, plans
 from . import reference
 from .check import check
 from .form import DERIVATIVES, NORMALIZATIONS, TAILS, SplineForm
@@ -25,8 +23,7 @@ def _constants(form: SplineForm) -> dict[str, object]:
     """`SplineOptions`."""
     left, right, bottom, top = form.extent
     width_clip, derivative_clip = reference.softclip_bounds(form)
-    unnormalised = form.normalization == "softplus"
-    width_shift, height_shift = reference.size_shifts(form) if unnormalised else (0.0, 0.0)
+    width_shift, height_shift = reference.size_shifts(form)
     return {
         "bins": form.bins,
         "normalization": NORMALIZATIONS.index(form.normalization),
@@ -80,14 +77,6 @@ def _common(
     }
 
 
-def _made(key: tuple, make: Callable[[], Any]) -> Any:
-    """The plan that `make` makes, or None where the call needs contiguous copies."""
-    try:
-        return remember(key, make())
-    except TooManyDimensions:
-        return remember(key, None)
-
-
 def _dense_mask(mask: Tensor | None, x: Tensor) -> Tensor | None:
     return None if mask is None else mask.expand(x.shape[1:]).contiguous()
 
@@ -113,7 +102,7 @@ def forward(
     y, log_det = allocate_like(x), allocate_log_det(x)
     if plan is key:
         named, raws = [("y", y), ("x", x)], [("raw", raw, raw)]
-        plan = _made(key, lambda: module.SplineForward(**_common(named, raws, mask, form, passive, inverse)))
+        plan = made(key, lambda: module.SplineForward(**_common(named, raws, mask, form, passive, inverse)))
     if plan is None:
         copies = (x.contiguous(), raw.contiguous(), _dense_mask(mask, x))
         result, log_det = forward(module, launch, *copies, form, passive, inverse)
@@ -149,7 +138,7 @@ def backward(
         named = [("grad_x", like), ("grad_y", like if grad_y is None else grad_y), ("saved", saved)]
         written = torch.empty_like(raw) if grad_raw is None else grad_raw
         raws: Views = [("raw", raw, raw), ("grad_raw", written, written)]
-        plan = _made(
+        plan = made(
             key,
             lambda: module.SplineBackward(
                 grad_log_det_stride=0 if grad_log_det is None else grad_log_det.stride(0),

@@ -94,7 +94,9 @@ def softclip_bounds(form: SplineForm) -> tuple[float, float]:
 
 
 def size_shifts(form: SplineForm) -> tuple[float, float]:
-    """What is added to raw widths, and to raw heights, before an unnormalised softplus."""
+    """What is added to raw widths, and to raw heights, before an unnormalised softplus; 0 for normalised sizes."""
+    if form.normalization != "softplus":
+        return 0.0, 0.0
     left, right, bottom, top = form.extent
     return (
         shift_for((right - left) / form.bins - form.min_width),
@@ -142,7 +144,7 @@ def _derivative_slope(raw: Tensor, form: SplineForm) -> Tensor:
 
 def _grid(raw: Raw, form: SplineForm) -> Grid:
     left, right, bottom, top = form.extent
-    shifts = size_shifts(form) if form.normalization == "softplus" else (0.0, 0.0)
+    shifts = size_shifts(form)
     widths = _sizes(raw.widths, right - left, form.min_width, shifts[0], form)
     heights = _sizes(raw.heights, top - bottom, form.min_height, shifts[1], form)
     slope: Any = (top - bottom) / (right - left)
@@ -391,7 +393,7 @@ def _parameters_backward(
         of_heights = of_heights + by_total
         origin = [gy[..., None], torch.where(outside, -gy * grid.slope, inside.x)[..., None]]
     left, right, bottom, top = form.extent
-    shifts = size_shifts(form) if form.normalization == "softplus" else (0.0, 0.0)
+    shifts = size_shifts(form)
     if form.tails == "circular":
         of_knots = torch.cat((of_knots[..., :1] + of_knots[..., -1:], of_knots[..., 1:-1]), -1)
     elif form.tails is not None:
