@@ -11,9 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .layout import TooManyDimensions
 from .native import DTYPES, Launch
-from .plans import box, layout, plans, remember
+from .plans import box, layout, made, plans
 
 OPERANDS = 3  # inputs, and outputs, that a plan has
 ELEMENT_DTYPES = {**DTYPES, torch.uint8: 4, torch.int32: 5}  # as Dtype in csrc/flow/plan.h
@@ -53,7 +52,7 @@ def run(
         check()
     outputs, sums = allocate()
     if plan is key:
-        plan = _made(key, getattr(module, name), inputs, outputs, per_row, options)
+        plan = made(key, lambda: _plan(getattr(module, name), inputs, outputs, per_row, options))
     device = inputs[0].device  # type: ignore[union-attr]
     if plan is not None:
         launch(plan, device, *inputs, per_row, *outputs, sums)
@@ -67,19 +66,19 @@ def run(
     return outputs, sums
 
 
-def _made(key: tuple, plan: Any, inputs: Operands, outputs: Operands, per_row: Tensor | None, options: tuple) -> Any:
-    """The plan, or None where the call needs contiguous copies."""
+def _plan(plan: Any, inputs: Operands, outputs: Operands, per_row: Tensor | None, options: tuple) -> Any:
+    """The plan of a call.
+
+    Raises:
+        TooManyDimensions: where it needs contiguous copies.
+    """
     named = {f"output_{i}": t for i, t in enumerate(outputs)} | {f"input_{i}": t for i, t in enumerate(inputs)}
     given = {name: t for name, t in named.items() if t is not None}
-    try:
-        size, views = box([(name, t, t) for name, t in given.items()])
-    except TooManyDimensions:
-        return remember(key, None)
-    made = plan(
+    size, views = box([(name, t, t) for name, t in given.items()])
+    return plan(
         box=size,
         dtypes={name: ELEMENT_DTYPES[t.dtype] for name, t in given.items()},
         row_stride=0 if per_row is None else per_row.stride(0),
         **views,
         **dict(options),
     )
-    return remember(key, made)
