@@ -183,6 +183,23 @@ class Operator:
         return *found, *(None,) * (len(ctx.options) + 2)
 
 
+class FormOperator(Operator):
+    """An operator whose first option is a form, which a schema has as text.
+
+    Subclasses say which: `form` has `spec` and `from_spec`.
+    """
+
+    form: Any
+
+    def encode(self, options: tuple) -> tuple:
+        form, *rest = options
+        return form.spec, *rest
+
+    def decode(self, options: tuple) -> tuple:
+        spec, *rest = options
+        return self.form.from_spec(spec), *rest
+
+
 def _autograd_function(operator: Operator) -> type[torch.autograd.Function]:
     """The registered operator without the dispatcher, which costs as much as a small launch."""
     saved = operator._reference.saved

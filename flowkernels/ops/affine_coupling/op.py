@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-from ..operator import Operator
+from ..operator import FormOperator
 from .form import AffineForm
 
 
-class _AffineCoupling(Operator):
-    """A schema has the form as text."""
-
-    def encode(self, options: tuple) -> tuple:
-        form, *rest = options
-        return form.spec, *rest
-
-    def decode(self, options: tuple) -> tuple:
-        spec, *rest = options
-        return AffineForm.from_spec(spec), *rest
+class _AffineCoupling(FormOperator):
+    form = AffineForm
 
 
 affine_coupling = _AffineCoupling(
