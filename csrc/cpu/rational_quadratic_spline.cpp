@@ -31,23 +31,28 @@ struct SplineScratch {
   Axis<T> widths, heights;
   alignas(64) T in[kTile], other[kTile], out[kTile], terms[kTile];
   alignas(64) uint8_t mask[kTile];
-  int64_t raw_at[kTile], grad_raw_at[kTile];
+  int64_t raw_places[kTile], grad_raw_places[kTile];
 };
 
-// Rows of kLanes numbers: the parameters, e of widths and heights, and the parameters' gradients.
+// Rows of kLanes numbers: the parameters and one more, e of widths and heights, and the parameters' gradients.
 template <class T>
 struct SplineRows {
   Zeros memory;
   T *raw, *widths, *heights, *grad;
 
-  SplineRows(int64_t parameters, int64_t bins) : memory((2 * parameters + 2 * bins) * kLanes + 8) {
+  SplineRows(int64_t parameters, int64_t bins) : memory((2 * parameters + 1 + 2 * bins) * kLanes + 8) {
     constexpr uintptr_t line = 64;
     raw = reinterpret_cast<T*>((reinterpret_cast<uintptr_t>(memory.values) + line - 1) / line * line);
-    widths = raw + parameters * kLanes;
+    widths = raw + (parameters + 1) * kLanes;
     heights = widths + bins * kLanes;
     grad = heights + bins * kLanes;
   }
 };
+
+template <class T>
+void copy_lanes(const T* from, T* to) {
+  for (int64_t i = 0; i < kLanes; ++i) to[i] = from[i];
+}
 
 template <class F>
 void with_normalization(Normalization normalization, F&& f) {
@@ -76,40 +81,72 @@ void with_direction(bool inverse, F&& f) {
   }
 }
 
-// Where the elements of a tile begin.
-void locate(const View& view, const Tile& tile, int64_t* at) {
+// Where the numbers of some elements begin: every `step` from `first` on, or, where that is 0, as listed.
+struct Places {
+  const int64_t* list;
+  int64_t first, step;
+
+  int64_t operator[](int64_t i) const { return step != 0 ? first + i * step : list[i]; }
+
+  Places from(int64_t start, int64_t count) const {
+    if (step != 0) return {nullptr, first + start * step, step};
+    return {list + start, list[start], even_step(list + start, count)};
+  }
+
+  // The distance between each place and the next, or 0 where it is not the same.
+  static int64_t even_step(const int64_t* at, int64_t count) {
+    if (count < 2) return 1;
+    const int64_t step = at[1] - at[0];
+    bool even = true;
+    for (int64_t i = 2; i < count; ++i) even &= at[i] - at[i - 1] == step;
+    return even ? step : 0;
+  }
+};
+
+// The places of a tile's elements; `list` is written where their distances differ.
+Places locate(const View& view, const Tile& tile, int64_t* list) {
+  int64_t step = 0, next = 0;
+  bool even = true;
+  for (int d = kDims - 1; d >= 0; --d) {
+    if (tile.size[d] == 1) continue;
+    if (step == 0) step = next = view.stride[d];
+    even &= view.stride[d] == next;
+    next *= tile.size[d];
+  }
+  if (even) return {nullptr, offset(view, tile), step == 0 ? 1 : step};
+  int64_t* at = list;
   for (int64_t a = 0; a < tile.size[0]; ++a) {
     for (int64_t b = 0; b < tile.size[1]; ++b) {
       for (int64_t c = 0; c < tile.size[2]; ++c) {
-        int64_t next = view.offset + (tile.start[0] + a) * view.stride[0] + (tile.start[1] + b) * view.stride[1] +
-                       (tile.start[2] + c) * view.stride[2] + tile.start[3] * view.stride[3];
-        for (int64_t d = 0; d < tile.size[3]; ++d, next += view.stride[3]) *at++ = next;
+        int64_t place = view.offset + (tile.start[0] + a) * view.stride[0] + (tile.start[1] + b) * view.stride[1] +
+                        (tile.start[2] + c) * view.stride[2] + tile.start[3] * view.stride[3];
+        for (int64_t d = 0; d < tile.size[3]; ++d, place += view.stride[3]) *at++ = place;
       }
     }
   }
+  return {list, list[0], 0};
 }
 
-// The distance between each element and the next, or 0 where it is not the same.
-int64_t even_step(const int64_t* at, int64_t count) {
-  if (count < 2) return 1;
-  const int64_t step = at[1] - at[0];
-  bool even = true;
-  for (int64_t i = 2; i < count; ++i) even &= at[i] - at[i - 1] == step;
-  return even ? step : 0;
+// Asks for what the next block will read (or write), that it may arrive while this one is worked on.
+template <bool write, class T>
+void prefetch(const T* from, int64_t count) {
+  constexpr int64_t line = 64 / sizeof(T);
+  for (int64_t i = 0; i < count; i += line) __builtin_prefetch(from + i, write, write ? 3 : 1);
 }
 
 template <class T, class From>
-void gather_rows(const From* base, const int64_t* at, int64_t step, int64_t count, int64_t parameters, T* rows) {
-  const bool adjacent = even_step(at, count) == 1;
+void gather_rows(const From* base, const Places& at, int64_t step, int64_t count, int64_t parameters, T* rows) {
   if constexpr (std::is_same_v<From, float> && sizeof(T) == 4) {
-    if (step == 1 && even_step(at, count) == parameters)
-      return transpose(base + at[0], parameters, rows, kLanes, count, parameters);
+    if (step == 1 && at.step == parameters) {
+      transpose(base + at.first, parameters, rows, kLanes, count, parameters);
+      return prefetch<false>(base + at.first + count * parameters, count * parameters);
+    }
   }
   for (int64_t p = 0; p < parameters; ++p) {
     T* row = rows + p * kLanes;
     const From* from = base + p * step;
-    if (adjacent) {
-      for (int64_t i = 0; i < count; ++i) row[i] = convert(from[at[0] + i], row);
+    if (at.step == 1) {
+      for (int64_t i = 0; i < count; ++i) row[i] = convert(from[at.first + i], row);
     } else {
       for (int64_t i = 0; i < count; ++i) row[i] = convert(from[at[i]], row);
     }
@@ -117,17 +154,18 @@ void gather_rows(const From* base, const int64_t* at, int64_t step, int64_t coun
 }
 
 template <class T, class To>
-void scatter_rows(To* base, const int64_t* at, int64_t step, int64_t count, int64_t parameters, const T* rows) {
-  const bool adjacent = even_step(at, count) == 1;
+void scatter_rows(To* base, const Places& at, int64_t step, int64_t count, int64_t parameters, const T* rows) {
   if constexpr (std::is_same_v<To, float> && sizeof(T) == 4) {
-    if (step == 1 && even_step(at, count) == parameters)
-      return transpose(rows, kLanes, base + at[0], parameters, parameters, count);
+    if (step == 1 && at.step == parameters) {
+      transpose(rows, kLanes, base + at.first, parameters, parameters, count);
+      return prefetch<true>(base + at.first + count * parameters, count * parameters);
+    }
   }
   for (int64_t p = 0; p < parameters; ++p) {
     const T* row = rows + p * kLanes;
     To* to = base + p * step;
-    if (adjacent) {
-      for (int64_t i = 0; i < count; ++i) to[at[0] + i] = convert(row[i], to);
+    if (at.step == 1) {
+      for (int64_t i = 0; i < count; ++i) to[at.first + i] = convert(row[i], to);
     } else {
       for (int64_t i = 0; i < count; ++i) to[at[i]] = convert(row[i], to);
     }
@@ -147,13 +185,13 @@ void with_raw(Dtype dtype, const void* base, F&& f) {
 }
 
 template <class T>
-void load_rows(const SplinePlan& plan, const void* raw, const int64_t* at, int64_t count, T* rows) {
+void load_rows(const SplinePlan& plan, const void* raw, const Places& at, int64_t count, T* rows) {
   const int64_t parameters = parameter_count(plan.options.normalization, plan.options.tails, plan.options.bins);
   with_raw<T>(plan.raw_dtype, raw, [&](auto* base) { gather_rows(base, at, plan.raw_step, count, parameters, rows); });
 }
 
 template <class T>
-void store_rows(const SplineBackwardPlan& plan, void* grad_raw, const int64_t* at, int64_t count, const T* rows) {
+void store_rows(const SplineBackwardPlan& plan, void* grad_raw, const Places& at, int64_t count, const T* rows) {
   const SplineOptions& o = plan.common.options;
   const int64_t parameters = parameter_count(o.normalization, o.tails, o.bins);
   with_raw<T>(plan.common.raw_dtype, grad_raw, [&](auto* base) {
@@ -162,29 +200,67 @@ void store_rows(const SplineBackwardPlan& plan, void* grad_raw, const int64_t* a
   });
 }
 
+// Calls f(first bin, how many) for groups of 8, 4, 2 or 1 bins. The loops over a group are unrolled inside of the loop
+// over lanes: what goes from bin to bin stays in registers.
+template <class F>
+void in_groups(int64_t bins, F&& f) {
+  int64_t k = 0;
+  for (; k + 8 <= bins; k += 8) f(k, std::integral_constant<int, 8>());
+  if (bins - k >= 4) {
+    f(k, std::integral_constant<int, 4>());
+    k += 4;
+  }
+  if (bins - k >= 2) {
+    f(k, std::integral_constant<int, 2>());
+    k += 2;
+  }
+  if (k < bins) f(k, std::integral_constant<int, 1>());
+}
+
+template <Normalization normalization, int n, class T>
+void highest(const T* raw, T logit_scale, T inverse_clip, T* most) {
+#pragma omp simd
+  for (int64_t i = 0; i < kLanes; ++i) {
+    T high = most[i];
+#pragma GCC unroll 8
+    for (int j = 0; j < n; ++j) {
+      const T logit = spline_logit<normalization>(raw[j * kLanes + i], logit_scale, inverse_clip);
+      high = high < logit ? logit : high;
+    }
+    most[i] = high;
+  }
+}
+
+template <Normalization normalization, int n, class T>
+void exponentials(const T* raw, T logit_scale, T inverse_clip, const T* most, T* e, T* total) {
+#pragma omp simd
+  for (int64_t i = 0; i < kLanes; ++i) {
+    const T high = most[i];
+    T sum = total[i];
+#pragma GCC unroll 8
+    for (int j = 0; j < n; ++j) {
+      const T logit = spline_logit<normalization>(raw[j * kLanes + i], logit_scale, inverse_clip);
+      const T value = math::exp_negative(logit - high);
+      e[j * kLanes + i] = value;
+      sum += value;
+    }
+    total[i] = sum;
+  }
+}
+
 template <Normalization normalization, class T>
-void exponentials(const T* raw, int64_t bins, T logit_scale, T inverse_clip, T* e, Axis<T>& axis) {
-  T* most = axis.running;
-  for (int64_t k = 0; k < bins; ++k) {
-    const T* from = raw + k * kLanes;
-    T* to = e + k * kLanes;
-#pragma omp simd
-    for (int64_t i = 0; i < kLanes; ++i) {
-      const T logit = spline_logit<normalization>(from[i], logit_scale, inverse_clip);
-      const T before = k == 0 ? logit : most[i];
-      most[i] = before < logit ? logit : before;
-      to[i] = logit;
-    }
+void softmax(const T* raw, int64_t bins, T logit_scale, T inverse_clip, T* e, Axis<T>& axis) {
+  T *most = axis.running, *total = axis.total;
+  for (int64_t i = 0; i < kLanes; ++i) {
+    most[i] = -std::numeric_limits<T>::infinity();
+    total[i] = T(0);
   }
-  for (int64_t k = 0; k < bins; ++k) {
-    T* own = e + k * kLanes;
-#pragma omp simd
-    for (int64_t i = 0; i < kLanes; ++i) {
-      const T value = math::exp(own[i] - most[i]);
-      own[i] = value;
-      axis.total[i] = (k == 0 ? T(0) : axis.total[i]) + value;
-    }
-  }
+  in_groups(bins, [&](int64_t k, auto n) {
+    highest<normalization, n()>(raw + k * kLanes, logit_scale, inverse_clip, most);
+  });
+  in_groups(bins, [&](int64_t k, auto n) {
+    exponentials<normalization, n()>(raw + k * kLanes, logit_scale, inverse_clip, most, e + k * kLanes, total);
+  });
 }
 
 template <class T>
@@ -209,8 +285,8 @@ void measure(const SplineOptions& o, const SplineConstants<T>& k, const SplineRo
   const bool normalised = o.normalization != Normalization::softplus;
   if (normalised) {
     with_normalization(o.normalization, [&](auto kind) {
-      exponentials<kind()>(widths, n, k.logit_scale, k.inverse_width_clip, rows.widths, s.widths);
-      exponentials<kind()>(heights, n, k.logit_scale, k.inverse_width_clip, rows.heights, s.heights);
+      softmax<kind()>(widths, n, k.logit_scale, k.inverse_width_clip, rows.widths, s.widths);
+      softmax<kind()>(heights, n, k.logit_scale, k.inverse_width_clip, rows.heights, s.heights);
     });
   } else {
     sizes(widths, n, k.min_width, k.width_shift, rows.widths, s.widths);
@@ -230,15 +306,60 @@ void measure(const SplineOptions& o, const SplineConstants<T>& k, const SplineRo
   }
 }
 
-// The row of raw derivatives at a knot; zeros where it has no parameter.
+// Raw derivatives, a row per knot. Where the first or last knot has no parameter, its row holds other numbers.
 template <class T>
-const T* derivative_row(const SplineOptions& o, const SplineRows<T>& rows, const SplineScratch<T>& s, int64_t knot) {
-  const int64_t number = derivative_of_knot(o.tails, o.bins, knot);
-  return number < 0 ? s.zeros : rows.raw + (first_derivative(o.normalization, o.bins) + number) * kLanes;
+const T* derivative_rows(const SplineOptions& o, const SplineRows<T>& rows) {
+  const int64_t first = first_derivative(o.normalization, o.bins);
+  T* own = rows.raw + first * kLanes;
+  if (o.tails == Tails::circular) copy_lanes(own, own + o.bins * kLanes);
+  return o.tails == Tails::none || o.tails == Tails::circular ? own : own - kLanes;
 }
 
+// Selects among n bins the one of each value: `along` is the axis on which it lies, `across` the other.
+template <bool left_side, int n, class T>
+void search(int64_t bin, const T* e_along, const T* e_across, const T* derivatives, Axis<T>& along, Axis<T>& across,
+            SplineScratch<T>& s) {
+  const T least = along.least;
+  const T *values = s.value, *origins = along.origin, *factors = along.factor;
+  T *sums = along.running, *befores = along.before, *owns = along.own;
+  T *other_sums = across.running, *other_befores = across.before, *other_owns = across.own;
+  T *numbers = s.number, *firsts = s.first_raw, *lasts = s.last_raw;
+#pragma omp simd
+  for (int64_t i = 0; i < kLanes; ++i) {
+    const T value = values[i], origin = origins[i], factor = factors[i];
+    T sum = sums[i], before = befores[i], own = owns[i], number = numbers[i];
+    T other_sum = other_sums[i], other_before = other_befores[i], other_own = other_owns[i];
+    T first = firsts[i], last = lasts[i];
+#pragma GCC unroll 8
+    for (int j = 0; j < n; ++j) {
+      const T k = static_cast<T>(bin + j), e = e_along[j * kLanes + i], other_e = e_across[j * kLanes + i];
+      const T start = origin + least * k + factor * sum;
+      const bool passed = left_side ? value > start : value >= start;
+      number = passed ? k : number;
+      before = passed ? sum : before;
+      own = passed ? e : own;
+      other_before = passed ? other_sum : other_before;
+      other_own = passed ? other_e : other_own;
+      first = passed ? derivatives[j * kLanes + i] : first;
+      last = passed ? derivatives[(j + 1) * kLanes + i] : last;
+      sum += e;
+      other_sum += other_e;
+    }
+    sums[i] = sum;
+    befores[i] = before;
+    owns[i] = own;
+    numbers[i] = number;
+    other_sums[i] = other_sum;
+    other_befores[i] = other_before;
+    other_owns[i] = other_own;
+    firsts[i] = first;
+    lasts[i] = last;
+  }
+}
+
+// The first bin is that of values below the box.
 template <class T>
-void begin_axis(const T* e, Axis<T>& axis) {
+void begin_search(const T* e, Axis<T>& axis) {
   for (int64_t i = 0; i < kLanes; ++i) {
     axis.running[i] = T(0);
     axis.before[i] = T(0);
@@ -246,39 +367,19 @@ void begin_axis(const T* e, Axis<T>& axis) {
   }
 }
 
-// Selects the bin of each value: `along` is the axis on which it lies, `across` the other.
 template <bool left_side, class T>
-void search(const SplineOptions& o, const SplineRows<T>& rows, const T* e_along, const T* e_across, Axis<T>& along,
-            Axis<T>& across, SplineScratch<T>& s) {
-  begin_axis(e_along, along);
-  begin_axis(e_across, across);
-  const T *start_raw = derivative_row(o, rows, s, 0), *end_raw = derivative_row(o, rows, s, 1);
-  for (int64_t i = 0; i < kLanes; ++i) {
-    s.number[i] = T(0);
-    s.first_raw[i] = start_raw[i];
-    s.last_raw[i] = end_raw[i];
-  }
-  for (int64_t k = 1; k < o.bins; ++k) {
-    const T *old = e_along + (k - 1) * kLanes, *other_old = e_across + (k - 1) * kLanes;
-    const T *own = old + kLanes, *other = other_old + kLanes;
-    const T *first = derivative_row(o, rows, s, k), *last = derivative_row(o, rows, s, k + 1);
-    const T number = static_cast<T>(k), least = along.least * number;
-#pragma omp simd
-    for (int64_t i = 0; i < kLanes; ++i) {
-      const T sum = along.running[i] + old[i], other_sum = across.running[i] + other_old[i];
-      const T start = along.origin[i] + least + along.factor[i] * sum;
-      const bool passed = left_side ? s.value[i] > start : s.value[i] >= start;
-      along.running[i] = sum;
-      across.running[i] = other_sum;
-      along.before[i] = passed ? sum : along.before[i];
-      across.before[i] = passed ? other_sum : across.before[i];
-      along.own[i] = passed ? own[i] : along.own[i];
-      across.own[i] = passed ? other[i] : across.own[i];
-      s.first_raw[i] = passed ? first[i] : s.first_raw[i];
-      s.last_raw[i] = passed ? last[i] : s.last_raw[i];
-      s.number[i] = passed ? number : s.number[i];
-    }
-  }
+void search_all(const SplineOptions& o, const SplineRows<T>& rows, const T* e_along, const T* e_across, Axis<T>& along,
+                Axis<T>& across, SplineScratch<T>& s) {
+  const T* derivatives = derivative_rows(o, rows);
+  begin_search(e_along, along);
+  begin_search(e_across, across);
+  for (int64_t i = 0; i < kLanes; ++i) s.number[i] = T(0);
+  copy_lanes(derivatives, s.first_raw);
+  copy_lanes(derivatives + kLanes, s.last_raw);
+  in_groups(o.bins, [&](int64_t k, auto n) {
+    const int64_t row = k * kLanes;
+    search<left_side, n()>(k, e_along + row, e_across + row, derivatives + row, along, across, s);
+  });
 }
 
 // Start and size of the chosen bins along an axis.
@@ -327,7 +428,7 @@ void choose(const SplineOptions& o, const SplineConstants<T>& k, bool inverse, S
 
 // Everything about the bins of `count` elements whose raw numbers begin at `at`; s.value holds the values.
 template <class T>
-void find_bins(const SplinePlan& plan, const SplineConstants<T>& k, const void* raw, const int64_t* at, int64_t count,
+void find_bins(const SplinePlan& plan, const SplineConstants<T>& k, const void* raw, const Places& at, int64_t count,
                bool on_heights, const SplineRows<T>& rows, SplineScratch<T>& s) {
   const SplineOptions& o = plan.options;
   load_rows(plan, raw, at, count, rows.raw);
@@ -335,9 +436,9 @@ void find_bins(const SplinePlan& plan, const SplineConstants<T>& k, const void* 
   const T *e_along = on_heights ? rows.heights : rows.widths, *e_across = on_heights ? rows.widths : rows.heights;
   Axis<T>&along = on_heights ? s.heights : s.widths, &across = on_heights ? s.widths : s.heights;
   if (o.left_side) {
-    search<true>(o, rows, e_along, e_across, along, across, s);
+    search_all<true>(o, rows, e_along, e_across, along, across, s);
   } else {
-    search<false>(o, rows, e_along, e_across, along, across, s);
+    search_all<false>(o, rows, e_along, e_across, along, across, s);
   }
   choose(o, k, on_heights, s);
 }
@@ -412,6 +513,24 @@ void differentiate(const SplineOptions& o, SplineScratch<T>& s, T* grad) {
   }
 }
 
+template <Normalization normalization, int n, class T>
+void some_logits_backward(int64_t bin, const T* raw, const T* e, T logit_scale, T inverse_clip, const T* number,
+                          const T* of_start, const T* of_size, const Axis<T>& axis, T* grad) {
+  const T *means = axis.running, *factors = axis.factor;
+#pragma omp simd
+  for (int64_t i = 0; i < kLanes; ++i) {
+    const T chosen = number[i], start = of_start[i], size = of_size[i], mean = means[i], factor = factors[i];
+#pragma GCC unroll 8
+    for (int j = 0; j < n; ++j) {
+      const T own = static_cast<T>(bin + j);
+      const T of_own = chosen > own ? start : chosen == own ? size : T(0);
+      const T of_logit = e[j * kLanes + i] * factor * (of_own - mean);
+      grad[j * kLanes + i] =
+          of_logit * spline_logit_slope<normalization>(raw[j * kLanes + i], logit_scale, inverse_clip);
+    }
+  }
+}
+
 // From gradients of a bin's start and size to those of the raw numbers of all bins; for normalised sizes.
 template <Normalization normalization, class T>
 void logits_backward(const T* raw, const T* e, int64_t bins, T scale, T logit_scale, T inverse_clip, const T* number,
@@ -422,17 +541,11 @@ void logits_backward(const T* raw, const T* e, int64_t bins, T scale, T logit_sc
     axis.running[i] = mean;
     axis.factor[i] = scale * axis.share[i];
   }
-  for (int64_t k = 0; k < bins; ++k) {
-    const T own = static_cast<T>(k);
-    const T *logits = raw + k * kLanes, *es = e + k * kLanes;
-    T* to = grad + k * kLanes;
-#pragma omp simd
-    for (int64_t i = 0; i < kLanes; ++i) {
-      const T of_own = number[i] > own ? of_start[i] : number[i] == own ? of_size[i] : T(0);
-      const T of_logit = es[i] * axis.factor[i] * (of_own - axis.running[i]);
-      to[i] = of_logit * spline_logit_slope<normalization>(logits[i], logit_scale, inverse_clip);
-    }
-  }
+  in_groups(bins, [&](int64_t k, auto n) {
+    const int64_t row = k * kLanes;
+    some_logits_backward<normalization, n()>(k, raw + row, e + row, logit_scale, inverse_clip, number, of_start, of_size,
+                                             axis, grad + row);
+  });
 }
 
 // The same for sizes that are not normalised, of which all have `of_every` besides.
@@ -483,6 +596,19 @@ void measure_backward(const SplineOptions& o, const SplineConstants<T>& k, const
   sizes_backward(heights, n, k.height_shift, s.number, s.y, s.height, s.heights.running, grad_heights);
 }
 
+template <int n, class T>
+void some_derivatives_backward(int64_t knot, const T* number, const T* first, const T* last, T* grad) {
+#pragma omp simd
+  for (int64_t i = 0; i < kLanes; ++i) {
+    const T bin = number[i], as_first = first[i], as_last = last[i];
+#pragma GCC unroll 8
+    for (int j = 0; j < n; ++j) {
+      const T own = static_cast<T>(knot + j), before = static_cast<T>(knot + j - 1);
+      grad[j * kLanes + i] = bin == own ? as_first : bin == before ? as_last : T(0);
+    }
+  }
+}
+
 template <class T>
 void derivatives_backward(const SplineOptions& o, const SplineConstants<T>& k, const SplineRows<T>& rows,
                           SplineScratch<T>& s) {
@@ -493,21 +619,15 @@ void derivatives_backward(const SplineOptions& o, const SplineConstants<T>& k, c
       s.last[i] *= knot_derivative_slope<kind()>(s.last_raw[i], k.derivative_shift, k.inverse_derivative_clip);
     }
   });
-  const int64_t count = derivative_count(o.tails, o.bins), first = o.tails == Tails::none || o.tails == Tails::circular;
-  const bool circular = o.tails == Tails::circular;
+  const bool at_ends = o.tails == Tails::none || o.tails == Tails::circular;
+  const int64_t count = derivative_count(o.tails, o.bins), first_knot = at_ends ? 0 : 1;
+  T* to = rows.grad + first_derivative(o.normalization, o.bins) * kLanes;
+  in_groups(count, [&](int64_t j, auto n) {
+    some_derivatives_backward<n()>(first_knot + j, s.number, s.first, s.last, to + j * kLanes);
+  });
+  if (o.tails != Tails::circular) return;
   const T last_bin = static_cast<T>(o.bins - 1);
-  for (int64_t j = 0; j < count; ++j) {
-    const int64_t knot = first ? j : j + 1;
-    const T own = static_cast<T>(knot), before = static_cast<T>(knot - 1);
-    const T wrapped = circular && knot == 0 ? last_bin : T(-1);
-    T* to = rows.grad + (first_derivative(o.normalization, o.bins) + j) * kLanes;
-#pragma omp simd
-    for (int64_t i = 0; i < kLanes; ++i) {
-      const T as_first = s.number[i] == own ? s.first[i] : T(0);
-      const T as_last = s.number[i] == before || s.number[i] == wrapped ? s.last[i] : T(0);
-      to[i] = as_first + as_last;
-    }
-  }
+  for (int64_t i = 0; i < kLanes; ++i) to[i] += s.number[i] == last_bin ? s.last[i] : T(0);
 }
 
 // Forgets what masked elements contribute.
@@ -534,12 +654,12 @@ void forward_tile(const SplineForwardPlan& plan, const SplineForwardCall& call, 
   const Walk walk = in_one_piece(tile);
   const T* x = load(plan.x, call.x, common.x_dtype, tile, walk, s.in).data;
   const uint8_t* mask = common.has_mask ? load_mask(common.mask, call.mask, tile, s.mask) : nullptr;
-  locate(common.raw, tile, s.raw_at);
+  const Places raw_at = locate(common.raw, tile, s.raw_places);
   alignas(64) Lane<T> y, terms;
   for (int64_t start = 0; start < walk.length; start += kLanes) {
     const int64_t count = smaller(kLanes, walk.length - start);
     for (int64_t i = 0; i < count; ++i) s.value[i] = x[start + i];
-    find_bins(common, k, call.raw, s.raw_at + start, count, common.options.inverse, rows, s);
+    find_bins(common, k, call.raw, raw_at.from(start, count), count, common.options.inverse, rows, s);
     with_direction(common.options.inverse,
                    [&](auto inverse) { evaluate<inverse()>(common.options.tails, s, y, terms); });
     for (int64_t i = 0; i < count; ++i) {
@@ -561,8 +681,8 @@ void backward_tile(const SplineBackwardPlan& plan, const SplineBackwardCall& cal
   const T* grad_y =
       call.grad_y == nullptr ? nullptr : load(plan.grad_y, call.grad_y, common.x_dtype, tile, walk, s.other).data;
   const uint8_t* mask = common.has_mask ? load_mask(common.mask, call.mask, tile, s.mask) : nullptr;
-  locate(common.raw, tile, s.raw_at);
-  if (call.grad_raw != nullptr) locate(plan.grad_raw, tile, s.grad_raw_at);
+  const Places raw_at = locate(common.raw, tile, s.raw_places);
+  const Places grad_raw_at = locate(plan.grad_raw, tile, s.grad_raw_places);
   alignas(64) Lane<T> grad;
   for (int64_t start = 0; start < walk.length; start += kLanes) {
     const int64_t count = smaller(kLanes, walk.length - start);
@@ -571,7 +691,7 @@ void backward_tile(const SplineBackwardPlan& plan, const SplineBackwardCall& cal
       s.grad_y[i] = grad_y == nullptr ? T(0) : grad_y[start + i];
       s.grad_log_det[i] = s.terms[start + i];
     }
-    find_bins(common, k, call.raw, s.raw_at + start, count, false, rows, s);
+    find_bins(common, k, call.raw, raw_at.from(start, count), count, false, rows, s);
     with_direction(o.inverse, [&](auto inverse) { differentiate<inverse()>(o, s, grad); });
     for (int64_t i = 0; i < count; ++i) {
       const bool kept = mask != nullptr && mask[start + i];
@@ -581,7 +701,7 @@ void backward_tile(const SplineBackwardPlan& plan, const SplineBackwardCall& cal
     measure_backward(o, k, rows, s);
     derivatives_backward(o, k, rows, s);
     if (mask != nullptr) clear_rows(mask + start, count, parameter_count(o.normalization, o.tails, o.bins), rows.grad);
-    store_rows(plan, call.grad_raw, s.grad_raw_at + start, count, rows.grad);
+    store_rows(plan, call.grad_raw, grad_raw_at.from(start, count), count, rows.grad);
   }
   if (call.grad_x != nullptr) store(plan.grad_x, call.grad_x, common.x_dtype, tile, s.out);
 }

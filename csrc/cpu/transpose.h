@@ -5,6 +5,12 @@
 #include <cstdint>
 #include <cstring>
 
+#include "cpu/tiles.h"
+
+#if defined(__SSE2__)
+#include <immintrin.h>
+#endif
+
 namespace flowkernels::cpu::FLOWKERNELS_ISA {
 namespace {
 
@@ -15,87 +21,99 @@ inline void transpose_plainly(const float* from, int64_t from_step, float* to, i
   }
 }
 
-#if defined(__has_builtin)
-#if __has_builtin(__builtin_shufflevector)
-#define FLOWKERNELS_SHUFFLES
-#endif
-#endif
+#if defined(__SSE2__)
 
-#if defined(FLOWKERNELS_SHUFFLES)
-
-template <int n>
-struct VectorOf {
-  typedef float type __attribute__((vector_size(4 * n)));
-};
-
-// Interleaves the lower, or upper, halves of two vectors.
+// Four numbers each of kWide / 4 rows. The shuffles below stay within every four: these are the cheap ones.
 #if defined(__AVX512F__)
-inline VectorOf<16>::type interleave_low(VectorOf<16>::type a, VectorOf<16>::type b) {
-  return __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+constexpr int kWide = 16;
+using Wide = __m512;
+inline Wide low_numbers(Wide a, Wide b) { return _mm512_unpacklo_ps(a, b); }
+inline Wide high_numbers(Wide a, Wide b) { return _mm512_unpackhi_ps(a, b); }
+inline Wide low_pairs(Wide a, Wide b) { return _mm512_shuffle_ps(a, b, 0x44); }
+inline Wide high_pairs(Wide a, Wide b) { return _mm512_shuffle_ps(a, b, 0xee); }
+inline Wide join(const float* from, int64_t step) {
+  Wide v = _mm512_castps128_ps512(_mm_loadu_ps(from));
+  v = _mm512_insertf32x4(v, _mm_loadu_ps(from + step), 1);
+  v = _mm512_insertf32x4(v, _mm_loadu_ps(from + 2 * step), 2);
+  return _mm512_insertf32x4(v, _mm_loadu_ps(from + 3 * step), 3);
 }
-inline VectorOf<16>::type interleave_high(VectorOf<16>::type a, VectorOf<16>::type b) {
-  return __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+inline void part(Wide v, float* to, int64_t step) {
+  _mm_storeu_ps(to, _mm512_castps512_ps128(v));
+  _mm_storeu_ps(to + step, _mm512_extractf32x4_ps(v, 1));
+  _mm_storeu_ps(to + 2 * step, _mm512_extractf32x4_ps(v, 2));
+  _mm_storeu_ps(to + 3 * step, _mm512_extractf32x4_ps(v, 3));
 }
+#elif defined(__AVX2__)
+constexpr int kWide = 8;
+using Wide = __m256;
+inline Wide low_numbers(Wide a, Wide b) { return _mm256_unpacklo_ps(a, b); }
+inline Wide high_numbers(Wide a, Wide b) { return _mm256_unpackhi_ps(a, b); }
+inline Wide low_pairs(Wide a, Wide b) { return _mm256_shuffle_ps(a, b, 0x44); }
+inline Wide high_pairs(Wide a, Wide b) { return _mm256_shuffle_ps(a, b, 0xee); }
+inline Wide join(const float* from, int64_t step) {
+  return _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(from)), _mm_loadu_ps(from + step), 1);
+}
+inline void part(Wide v, float* to, int64_t step) {
+  _mm_storeu_ps(to, _mm256_castps256_ps128(v));
+  _mm_storeu_ps(to + step, _mm256_extractf128_ps(v, 1));
+}
+#else
+constexpr int kWide = 4;
+using Wide = __m128;
+inline Wide low_numbers(Wide a, Wide b) { return _mm_unpacklo_ps(a, b); }
+inline Wide high_numbers(Wide a, Wide b) { return _mm_unpackhi_ps(a, b); }
+inline Wide low_pairs(Wide a, Wide b) { return _mm_shuffle_ps(a, b, 0x44); }
+inline Wide high_pairs(Wide a, Wide b) { return _mm_shuffle_ps(a, b, 0xee); }
+inline Wide join(const float* from, int64_t) { return _mm_loadu_ps(from); }
+inline void part(Wide v, float* to, int64_t) { _mm_storeu_ps(to, v); }
 #endif
-#if defined(__AVX2__)
-inline VectorOf<8>::type interleave_low(VectorOf<8>::type a, VectorOf<8>::type b) {
-  return __builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11);
-}
-inline VectorOf<8>::type interleave_high(VectorOf<8>::type a, VectorOf<8>::type b) {
-  return __builtin_shufflevector(a, b, 4, 12, 5, 13, 6, 14, 7, 15);
-}
-#endif
-inline VectorOf<4>::type interleave_low(VectorOf<4>::type a, VectorOf<4>::type b) {
-  return __builtin_shufflevector(a, b, 0, 4, 1, 5);
-}
-inline VectorOf<4>::type interleave_high(VectorOf<4>::type a, VectorOf<4>::type b) {
-  return __builtin_shufflevector(a, b, 2, 6, 3, 7);
+
+// Transposes every 4 x 4 numbers of four vectors.
+inline void transpose_fours(Wide* v) {
+  const Wide a = low_numbers(v[0], v[1]), b = high_numbers(v[0], v[1]);
+  const Wide c = low_numbers(v[2], v[3]), d = high_numbers(v[2], v[3]);
+  v[0] = low_pairs(a, c);
+  v[1] = high_pairs(a, c);
+  v[2] = low_pairs(b, d);
+  v[3] = high_pairs(b, d);
 }
 
-// Transposes n x n numbers: log2 n times, every vector of the first half is interleaved with its partner in the second.
-template <int n>
-inline void transpose_square(const float* from, int64_t from_step, float* to, int64_t to_step) {
-  using Vector = typename VectorOf<n>::type;
-  Vector a[n], b[n];
-#pragma GCC unroll 16
-  for (int i = 0; i < n; ++i) std::memcpy(&a[i], from + i * from_step, sizeof(Vector));
+// kWide rows of four numbers become four rows of kWide.
+inline void four_columns(const float* from, int64_t from_step, float* to, int64_t to_step) {
+  Wide v[4];
 #pragma GCC unroll 4
-  for (int size = n; size > 1; size /= 2) {
-#pragma GCC unroll 8
-    for (int i = 0; i < n / 2; ++i) {
-      b[2 * i] = interleave_low(a[i], a[i + n / 2]);
-      b[2 * i + 1] = interleave_high(a[i], a[i + n / 2]);
-    }
-#pragma GCC unroll 16
-    for (int i = 0; i < n; ++i) a[i] = b[i];
-  }
-#pragma GCC unroll 16
-  for (int i = 0; i < n; ++i) std::memcpy(to + i * to_step, &a[i], sizeof(Vector));
+  for (int i = 0; i < 4; ++i) v[i] = join(from + i * from_step, 4 * from_step);
+  transpose_fours(v);
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) std::memcpy(to + i * to_step, &v[i], sizeof(Wide));
 }
 
-// The last square of each direction overlaps the one before it where n does not divide the size.
-template <int n>
-void transpose_squares(const float* from, int64_t from_step, float* to, int64_t to_step, int64_t rows,
-                       int64_t columns) {
-  for (int64_t r = 0; r < rows; r += n) {
-    const int64_t row = r + n <= rows ? r : rows - n;
-    for (int64_t c = 0; c < columns; c += n) {
-      const int64_t column = c + n <= columns ? c : columns - n;
-      transpose_square<n>(from + row * from_step + column, from_step, to + column * to_step + row, to_step);
-    }
-  }
+// The other way.
+inline void four_rows(const float* from, int64_t from_step, float* to, int64_t to_step) {
+  Wide v[4];
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) std::memcpy(&v[i], from + i * from_step, sizeof(Wide));
+  transpose_fours(v);
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) part(v[i], to + i * to_step, 4 * to_step);
 }
 
+// The last piece of each direction overlaps the one before it where its size does not divide that of the matrix.
 inline void transpose(const float* from, int64_t from_step, float* to, int64_t to_step, int64_t rows, int64_t columns) {
-  const int64_t least = rows < columns ? rows : columns;
-#if defined(__AVX512F__)
-  if (least >= 16) return transpose_squares<16>(from, from_step, to, to_step, rows, columns);
-#endif
-#if defined(__AVX2__)
-  if (least >= 8) return transpose_squares<8>(from, from_step, to, to_step, rows, columns);
-#endif
-  if (least >= 4) return transpose_squares<4>(from, from_step, to, to_step, rows, columns);
-  transpose_plainly(from, from_step, to, to_step, rows, columns);
+  const bool wide_rows = rows >= columns;  // the longer side is walked in steps of kWide
+  const int64_t longer = wide_rows ? rows : columns, shorter = wide_rows ? columns : rows;
+  if (shorter < 4 || longer < kWide) return transpose_plainly(from, from_step, to, to_step, rows, columns);
+  for (int64_t i = 0; i < longer; i += kWide) {
+    const int64_t wide = smaller(i, longer - kWide);
+    for (int64_t j = 0; j < shorter; j += 4) {
+      const int64_t four = smaller(j, shorter - 4);
+      if (wide_rows) {
+        four_columns(from + wide * from_step + four, from_step, to + four * to_step + wide, to_step);
+      } else {
+        four_rows(from + four * from_step + wide, from_step, to + wide * to_step + four, to_step);
+      }
+    }
+  }
 }
 
 #else

@@ -26,6 +26,8 @@ struct TanhSech2 {
 
 FK_INLINE float exp(float x) { return ::expf(x); }
 FK_INLINE double exp(double x) { return ::exp(x); }
+FK_INLINE float exp_negative(float x) { return ::expf(x); }
+FK_INLINE double exp_negative(double x) { return ::exp(x); }
 FK_INLINE float log(float x) { return ::logf(x); }
 FK_INLINE double log(double x) { return ::log(x); }
 FK_INLINE float log1p_unit(float u) { return ::log1pf(u); }
@@ -101,6 +103,13 @@ FK_INLINE float exp(float x) {
   return x < -104.0f ? 0.0f : result;
 }
 
+// e^x for x <= 0, where what would be subnormal is 0.
+FK_INLINE float exp_negative(float x) {
+  const ExpParts e = exp_parts(x, x);
+  const float result = (1.0f + e.tail) * from_bits((e.biased - 127) << 23);
+  return x < -87.0f ? 0.0f : result;
+}
+
 // e^y - 1 for 0 <= y <= 88.
 FK_INLINE float expm1_positive(float y) {
   const ExpParts e = exp_parts(y, y);
@@ -172,6 +181,7 @@ FK_INLINE float atan(float x) {
 }
 
 FK_INLINE double exp(double x) { return std::exp(x); }
+FK_INLINE double exp_negative(double x) { return std::exp(x); }
 FK_INLINE double log(double x) { return std::log(x); }
 FK_INLINE double log1p_unit(double u) { return std::log1p(u); }
 FK_INLINE double expm1_positive(double y) { return std::expm1(y); }

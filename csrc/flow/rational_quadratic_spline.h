@@ -170,16 +170,15 @@ struct SplineBin {
 // sums of positive terms.
 template <class T>
 struct SplineValue {
-  T share, slope, q, m;
+  T share, slope, inverse_q, m;
 };
 
 template <class T>
-FK_INLINE SplineValue<T> spline_value(T t, SplineBin<T> b) {
-  const T u = T(1) - t, p = t * u;
-  const T s = b.height / b.width;
-  const T q = s * (T(1) - T(2) * p) + (b.first + b.last) * p;
+FK_INLINE SplineValue<T> spline_value(T t, T slope, SplineBin<T> b) {
+  const T u = T(1) - t, p = t * u, s = slope;
+  const T inverse_q = T(1) / (s * (T(1) - T(2) * p) + (b.first + b.last) * p);
   const T m = b.last * (t * t) + T(2) * s * p + b.first * (u * u);
-  return {(s * (t * t) + b.first * p) / q, s, q, m};
+  return {(s * (t * t) + b.first * p) * inverse_q, s, inverse_q, m};
 }
 
 // Keeps NaN.
@@ -189,16 +188,17 @@ FK_INLINE T unit(T t) {
   return T(1) < above ? T(1) : above;
 }
 
-// Position t where y = b.y + b.height * v. With e = first (1 - v) - last v the discriminant is e^2 + 4 s^2 v (1 - v).
+// Position t where y = b.y + b.height * v, in a bin whose diagonal has slope s. With e = first (1 - v) - last v the
+// discriminant is e^2 + 4 s^2 v (1 - v).
 template <class T>
-FK_INLINE T spline_root(T v, SplineBin<T> b) {
-  const T s = b.height / b.width, w = T(1) - v;
+FK_INLINE T spline_root(T v, T s, SplineBin<T> b) {
+  const T w = T(1) - v;
   const T e = b.first * w - b.last * v;
   const T rest = T(4) * s * s * (v * w);
-  const T size = math::abs(e), root = math::sqrt(e * e + rest);
-  const T sum = root + size;
-  const T part = T(2) * s * v, other = e < T(0) ? rest / sum : sum;
-  return part / (part + other);
+  const T sum = math::sqrt(e * e + rest) + math::abs(e), part = T(2) * s * v;
+  const bool falling = e < T(0);  // then the other term is rest / sum
+  const T above = falling ? part * sum : part;
+  return above / (above + (falling ? rest : sum));
 }
 
 // The image of a point inside of the box, and dy/dx of the spline there, whichever way it goes.
@@ -209,9 +209,10 @@ struct SplinePoint {
 
 template <bool inverse, class T>
 FK_INLINE SplinePoint<T> spline_point(T x, SplineBin<T> b) {
-  const T t = inverse ? spline_root(unit((x - b.y) / b.height), b) : unit((x - b.x) / b.width);
-  const SplineValue<T> value = spline_value(t, b);
-  const T ratio = value.slope / value.q;
+  const T inverse_width = T(1) / b.width, s = b.height * inverse_width;
+  const T t = inverse ? spline_root(unit((x - b.y) / b.height), s, b) : unit((x - b.x) * inverse_width);
+  const SplineValue<T> value = spline_value(t, s, b);
+  const T ratio = s * value.inverse_q;
   return {inverse ? b.x + b.width * t : b.y + b.height * value.share, value.m * (ratio * ratio)};
 }
 
@@ -238,15 +239,15 @@ FK_INLINE SplineOutput<T> spline_tail(T x, T left, T bottom, T slope) {
 // dy/dx, and the derivative of its logarithm by t.
 template <class T>
 struct SplineSlope {
-  T slope, log_slope_t;
+  T slope, log_slope_t, inverse_m;
 };
 
 template <class T>
 FK_INLINE SplineSlope<T> spline_slope(T t, SplineValue<T> value, SplineBin<T> b) {
-  const T u = T(1) - t, ratio = value.slope / value.q;
+  const T u = T(1) - t, ratio = value.slope * value.inverse_q, inverse_m = T(1) / value.m;
   const T m_t = T(2) * (b.last * t + value.slope * (u - t) - b.first * u);
   const T q_t = (b.first + b.last - T(2) * value.slope) * (u - t);
-  return {value.m * (ratio * ratio), m_t / value.m - T(2) * (q_t / value.q)};
+  return {value.m * (ratio * ratio), m_t * inverse_m - T(2) * (q_t * value.inverse_q), inverse_m};
 }
 
 // Gradients of y and of log dy/dx. For the inverse x(y, parameters), dx = (dy - f_parameters dparameters) / f_x: they
@@ -264,21 +265,20 @@ FK_INLINE SplineCotangents<T> spline_cotangents(T grad_y, T grad_log_det, T slop
 
 // The gradients of a bin.
 template <class T>
-FK_INLINE SplineBin<T> spline_bin_backward(T grad_y, T grad_log_slope, T t, SplineValue<T> value, SplineSlope<T> by,
-                                           SplineBin<T> b) {
-  const T u = T(1) - t, p = t * u, s = value.slope;
-  const T inverse_q = T(1) / value.q, inverse_m = T(1) / value.m, inverse_width = T(1) / b.width;
+FK_INLINE SplineBin<T> spline_bin_backward(T grad_y, T grad_log_slope, T t, T inverse_width, SplineValue<T> value,
+                                           SplineSlope<T> by, SplineBin<T> b) {
+  const T u = T(1) - t, p = t * u, s = value.slope, inverse_q = value.inverse_q;
   const T of_t = grad_y * by.slope * b.width + grad_log_slope * by.log_slope_t;
   const T by_end = grad_y * b.height * p * (inverse_q * inverse_q);
   const T of_s = by_end * (b.last * (t * t) - b.first * (u * u)) +
-                 T(2) * grad_log_slope * p * (inverse_m + (b.first + b.last) / s * inverse_q);
+                 T(2) * grad_log_slope * p * (by.inverse_m + (b.first + b.last) / s * inverse_q);
   const T both = T(2) * p * inverse_q;
   return {-of_t * inverse_width,
           -(of_t * t + of_s * s) * inverse_width,
           grad_y,
           grad_y * value.share + of_s * inverse_width,
-          by_end * (s * (u * u) + b.last * p) + grad_log_slope * (u * u * inverse_m - both),
-          -by_end * (s * (t * t) + b.first * p) + grad_log_slope * (t * t * inverse_m - both)};
+          by_end * (s * (u * u) + b.last * p) + grad_log_slope * (u * u * by.inverse_m - both),
+          -by_end * (s * (t * t) + b.first * p) + grad_log_slope * (t * t * by.inverse_m - both)};
 }
 
 template <class T>
@@ -290,12 +290,13 @@ struct SplineGradient {
 // Of a point of the spline's domain; `tail_slope` is dy/dx outside of the box.
 template <bool inverse, class T>
 FK_INLINE SplineGradient<T> spline_backward(T x, bool outside, T tail_slope, T grad_y, T grad_log_det, SplineBin<T> b) {
-  const T t = unit(((outside ? b.x : x) - b.x) / b.width);
-  const SplineValue<T> value = spline_value(t, b);
+  const T inverse_width = T(1) / b.width;
+  const T t = unit(((outside ? b.x : x) - b.x) * inverse_width);
+  const SplineValue<T> value = spline_value(t, b.height * inverse_width, b);
   const SplineSlope<T> by = spline_slope(t, value, b);
   const SplineCotangents<T> c = spline_cotangents<inverse>(grad_y, grad_log_det, outside ? tail_slope : by.slope,
-                                                           outside ? T(0) : by.log_slope_t / b.width);
-  return {c, spline_bin_backward(c.y, c.log_slope, t, value, by, b)};
+                                                           outside ? T(0) : by.log_slope_t * inverse_width);
+  return {c, spline_bin_backward(c.y, c.log_slope, t, inverse_width, value, by, b)};
 }
 
 }  // namespace flowkernels

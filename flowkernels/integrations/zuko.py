@@ -124,7 +124,7 @@ def _refuse(module: Any) -> str | None:
     form = _form(module)
     if form is None:
         kind = getattr(module.univariate, "func", module.univariate)
-        return f"unknown univariate transform {getattr(kind, '__name__', kind)!r}, or options of it"
+        return f"unknown univariate transform {getattr(kind, '__name__', type(kind).__name__)!r}, or options of it"
     phi = (1.7 * torch.arange(9.0 * module.total, dtype=torch.float64, device="cpu")).sin().view(9, module.total)
     x = torch.linspace(-1.2, 1.2, 9, dtype=torch.float64, device="cpu") * (getattr(form, "bound", None) or 1.0)
     y, ladj = module.univariate(*unpack(phi, module.shapes)).call_and_ladj(x)
