@@ -18,9 +18,12 @@ namespace py = pybind11;
 using Strides = std::array<int64_t, 2>;
 using Addresses = std::vector<Address>;
 
-inline Perceptron perceptron(const std::vector<int64_t>& sizes, float slope) {
+inline Perceptron perceptron(const std::vector<int64_t>& sizes, float slope, bool residual) {
   if (sizes.size() < 2 || sizes.size() > kMostLayers + 1) throw py::value_error("too few or too many layers");
-  Perceptron net{static_cast<int>(sizes.size()) - 1, {}, slope};
+  for (size_t l = 1; residual && l < sizes.size(); l += 2) {
+    if (l + 1 == sizes.size() || sizes[l] != sizes[1]) throw py::value_error("layers that do not add up");
+  }
+  Perceptron net{static_cast<int>(sizes.size()) - 1, {}, slope, residual};
   std::copy(sizes.begin(), sizes.end(), net.sizes);
   return net;
 }
@@ -40,7 +43,8 @@ void set_pointers(const Perceptron& net, const Addresses& addresses, Pointer* po
 template <class Module>
 void bind_perceptron(py::module_& module) {
   py::class_<Perceptron>(module, "Perceptron", py::module_local())
-      .def(py::init(&perceptron))
+      .def(py::init(&perceptron), py::arg("sizes"), py::arg("slope"), py::arg("residual") = false)
+      .def_readonly("residual", &Perceptron::residual)
       .def(
           "forward",
           [](const Perceptron& net, int64_t rows, Address x, const Strides& x_strides, const Addresses& parameters,

@@ -27,6 +27,8 @@ typedef float Vector __attribute__((vector_size(4 * kLanes), aligned(4), may_ali
 
 inline Vector vector_at(const float* address) { return *reinterpret_cast<const Vector*>(address); }
 
+inline void set_vector(float* address, Vector value) { *reinterpret_cast<Vector*>(address) = value; }
+
 inline int64_t padded(int64_t count) { return ceil_divide(count, kLanes) * kLanes; }
 
 // Zeroed, and aligned to lines of the cache.
@@ -55,23 +57,46 @@ struct Activated {
   const float* bias;
   float slope;
 
-  Vector start(int64_t row, const float*) const { return Vector{} + bias[row]; }
+  Vector start(int64_t row, int64_t) const { return Vector{} + bias[row]; }
   Vector finish(Vector sum, int64_t) const { return sum > Vector{} ? sum : sum * slope; }
 };
 
-// The gradient of hidden units, through their activation; of the input, which has none, where `hidden` is null.
-struct Deactivated {
-  const float* hidden;
-  float slope;
+// Adds to the running sum of a residual network, whose activation is the result.
+struct RunningSum {
+  Activated layer;
+  float* total;
 
-  Vector start(int64_t, const float*) const { return Vector{}; }
+  Vector start(int64_t row, int64_t at) const { return layer.start(row, at) + vector_at(total + at); }
   Vector finish(Vector sum, int64_t at) const {
-    return hidden == nullptr || slope == 1 ? sum : vector_at(hidden + at) > Vector{} ? sum : sum * slope;
+    set_vector(total + at, sum);
+    return layer.finish(sum, at);
   }
 };
 
+// The gradient of a layer's input, through the activation that it came from; there is none where the slope is 1.
+struct Deactivated {
+  const float* input;
+  float slope;
+
+  Vector start(int64_t, int64_t) const { return Vector{}; }
+  Vector finish(Vector sum, int64_t at) const {
+    return slope == 1 ? sum : vector_at(input + at) > Vector{} ? sum : sum * slope;
+  }
+};
+
+// Adds that of a block's input to the gradient of its output, which goes past the block too.
+struct PastBlock {
+  Deactivated input;
+  const float* grad;
+
+  Vector start(int64_t row, int64_t at) const { return input.start(row, at); }
+  Vector finish(Vector sum, int64_t at) const { return input.finish(sum, at) + vector_at(grad + at); }
+};
+
 struct Added {
-  Vector start(int64_t, const float* c) const { return vector_at(c); }
+  const float* c;
+
+  Vector start(int64_t, int64_t at) const { return vector_at(c + at); }
   Vector finish(Vector sum, int64_t) const { return sum; }
 };
 
@@ -83,7 +108,7 @@ inline void multiply_block(const Product& p, int64_t row, int64_t column, const 
 #pragma GCC unroll 4
   for (int i = 0; i < rows; ++i) {
 #pragma GCC unroll 4
-    for (int v = 0; v < vectors; ++v) sum[i][v] = ends.start(row + i, p.c + at + i * p.c_stride + v * kLanes);
+    for (int v = 0; v < vectors; ++v) sum[i][v] = ends.start(row + i, at + i * p.c_stride + v * kLanes);
   }
   for (int64_t k = 0; k < p.depth; ++k, a += column_stride, b += p.b_stride) {
     Vector right[vectors];
@@ -101,7 +126,7 @@ inline void multiply_block(const Product& p, int64_t row, int64_t column, const 
 #pragma GCC unroll 4
     for (int v = 0; v < vectors; ++v) {
       const int64_t place = at + i * p.c_stride + v * kLanes;
-      *reinterpret_cast<Vector*>(p.c + place) = ends.finish(sum[i][v], place);
+      set_vector(p.c + place, ends.finish(sum[i][v], place));
     }
   }
 }
@@ -140,29 +165,44 @@ int64_t hidden_units(const Perceptron& net) {
   return total;
 }
 
+// Of the activation behind a layer; 1 where there is none.
+float slope_behind(const Perceptron& net, int layer) {
+  const int hidden = net.layers - (net.residual ? 2 : 1);
+  return layer >= 0 && layer < hidden ? net.slope : 1;
+}
+
+// In a residual network, layers whose output is the running sum alternate with those inside of blocks and the last.
+bool adds_up(const Perceptron& net, int layer) { return net.residual && layer % 2 == 0; }
+
 struct ForwardTile {
   const Perceptron& net;
   const PerceptronForwardCall& call;
-  Floats input, output, hidden;
+  Floats input, output, hidden, total;
 
   ForwardTile(const Perceptron& net, const PerceptronForwardCall& call)
       : net(net),
         call(call),
         input(net.sizes[0] * kRows),
         output(net.sizes[net.layers] * kRows),
-        hidden(call.hidden == nullptr ? hidden_units(net) * kRows : 0) {}
+        hidden(call.hidden == nullptr ? hidden_units(net) * kRows : 0),
+        total(net.residual ? net.sizes[1] * kRows : 0) {}
 
   void run(int64_t tile) {
     const int64_t first = tile * kRows, count = smaller(kRows, call.rows - first), outputs = net.sizes[net.layers];
     float* next = call.hidden == nullptr ? hidden.values : call.hidden + first * hidden_units(net);
     const float* from = input.values;
     load_units(call.x, first, count, net.sizes[0], input.values);
+    if (net.residual) fill(total.values, 0.0f, net.sizes[1] * kRows);
     for (int l = 0; l < net.layers; ++l) {
       const int64_t inputs = net.sizes[l], units = net.sizes[l + 1];
-      const bool last = l + 1 == net.layers;
-      float* to = last ? output.values : next;
-      multiply(Product{units, kRows, inputs, {call.parameters[2 * l], inputs, 1}, from, kRows, to, kRows},
-               Activated{call.parameters[2 * l + 1], last ? 1 : net.slope});
+      float* to = l + 1 == net.layers ? output.values : next;
+      const Product product{units, kRows, inputs, {call.parameters[2 * l], inputs, 1}, from, kRows, to, kRows};
+      const Activated layer{call.parameters[2 * l + 1], slope_behind(net, l)};
+      if (adds_up(net, l)) {
+        multiply(product, RunningSum{layer, total.values});
+      } else {
+        multiply(product, layer);
+      }
       from = to;
       next += units * kRows;
     }
@@ -187,12 +227,12 @@ struct LayerSums {
     const float *left = transposed ? from : grad, *right = transposed ? grad : from;
     const int64_t height = transposed ? inputs : units, width = transposed ? units : inputs, step = padded(width);
     transpose(right, kRows, scratch, step, width, rows);
-    multiply(Product{height, step, rows, {left, kRows, 1}, scratch, step, sums, step}, Added{});
+    multiply(Product{height, step, rows, {left, kRows, 1}, scratch, step, sums, step}, Added{sums});
     float* biases = sums + of_weight();
     for (int64_t u = 0; u < units; ++u) {
       Vector sum = vector_at(biases + u * kLanes);
       for (int r = 0; r < kRows; r += kLanes) sum += vector_at(grad + u * kRows + r);
-      *reinterpret_cast<Vector*>(biases + u * kLanes) = sum;
+      set_vector(biases + u * kLanes, sum);
     }
   }
 
@@ -241,8 +281,13 @@ struct BackwardTile {
       if (call.grad_parameters[2 * l] != nullptr || call.grad_parameters[2 * l + 1] != nullptr)
         layer.add(l > 0 ? hidden : input.values, grad, count, scratch.values, sums);
       if (l == 0 && call.grad_x == nullptr) return;
-      multiply(Product{inputs, kRows, units, {call.parameters[2 * l], 1, inputs}, grad, kRows, next, kRows},
-               Deactivated{l > 0 ? hidden : nullptr, net.slope});
+      const Product product{inputs, kRows, units, {call.parameters[2 * l], 1, inputs}, grad, kRows, next, kRows};
+      const Deactivated input{hidden, slope_behind(net, l - 1)};
+      if (adds_up(net, l - 1) && l + 1 < net.layers) {
+        multiply(product, PastBlock{input, next});  // where the gradient of the block's output is still
+      } else {
+        multiply(product, input);
+      }
       float* done = grad;
       grad = next;
       next = done;
@@ -292,7 +337,7 @@ void perceptron_backward(const Perceptron& net, const PerceptronBackwardCall& ca
     for (int64_t i = 0; i < sums; i += kLanes) {
       Vector total = vector_at(partial.values + i);
       for (int64_t part = 1; part < parts; ++part) total += vector_at(partial.values + part * sums + i);
-      *reinterpret_cast<Vector*>(partial.values + i) = total;
+      set_vector(partial.values + i, total);
     }
   }
   const float* of_layer = partial.values;

@@ -1,4 +1,6 @@
-// Perceptrons: linear layers with a leaky ReLU between them. For the CPU alone: on GPUs torch's products leave nothing.
+// Perceptrons: linear layers with a leaky ReLU between them. Residual ones: between two linear layers, blocks of two,
+// each behind a leaky ReLU, whose output is added to the block's input. For the CPU alone: on GPUs torch's products
+// leave nothing.
 #pragma once
 
 #include <cstdint>
@@ -12,6 +14,7 @@ struct Perceptron {
   int layers;
   int64_t sizes[kMostLayers + 1];  // of the input, of every hidden layer, of the output
   float slope;                     // of the activation below zero
+  bool residual;                   // then layers are even in number, and those that add up equal in size
 };
 
 // A matrix in memory, in elements.
@@ -25,7 +28,7 @@ struct PerceptronForwardCall {
   Matrix x;
   const float* parameters[2 * kMostLayers];  // weight and bias of each layer, contiguous
   float* y;                                  // contiguous
-  float* hidden;                             // for each tile the hidden units, unit by unit; null: nobody will ask
+  float* hidden;  // for each tile the inputs of all layers but the first, unit by unit; null: nobody will ask
 };
 
 struct PerceptronBackwardCall {

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from nflows import transforms
+from nflows.nn.nets import resnet
 from nflows.transforms import autoregressive, coupling, nonlinearities
 from torch import Tensor
 
@@ -73,6 +74,20 @@ def _additive(module: Any, x: Tensor, raw: Any, passive: int | None, inverse: bo
     if not takes(x, raw) or raw.shape != (x.shape[0], x.shape[1] - abs(passive or 0), *x.shape[2:]):
         return None
     return affine_coupling(x, raw, form=_ADDITIVE, passive=passive, inverse=inverse)
+
+
+@register(
+    resnet.ResidualNet,
+    runs="a perceptron in one pass",
+    note="on the CPU, in float32, without context, dropout and batch normalisation; relu and leaky_relu",
+)
+class ResidualNet(resnet.ResidualNet):
+    @staticmethod
+    def refuse(module: Any) -> str | None:
+        return nsf.refuse_residual(module, resnet)
+
+    def forward(self, inputs, context=None):
+        return nsf.residual(self, inputs, context, resnet)
 
 
 @register(

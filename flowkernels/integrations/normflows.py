@@ -13,11 +13,12 @@ from normflows import core, flows, nets
 from normflows.flows.affine.coupling import AffineConstFlow as _AffineConstFlow
 from normflows.flows.neural_spline import autoregressive as _autoregressive
 from normflows.flows.neural_spline import coupling as _couplings
+from normflows.nets import resnet
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..functional import actnorm, affine_coupling, planar, radial
-from ..ops import perceptron
+from ..ops import coupling_chain, perceptron
 from ..ops.affine_coupling import AffineForm
 from . import nsf
 from .core import Given, family, leave_alone, plain, register, takes
@@ -49,6 +50,22 @@ class MLP(nets.MLP):
     def forward(self, x):
         y = perceptron.run(self.net, x)
         return super().forward(x) if y is None else y
+
+
+@register(
+    nets.ResidualNet,
+    runs="a perceptron in one pass",
+    note="on the CPU, in float32, without context, dropout and batch normalisation; relu and leaky_relu",
+)
+class ResidualNet(nets.ResidualNet):
+    @staticmethod
+    def refuse(module: Any) -> str | None:
+        return nsf.refuse_residual(module, resnet)
+
+    def forward(self, inputs, context=None):
+        if self.preprocessing is None:
+            return nsf.residual(self, inputs, context, resnet)
+        return nsf.residual(Given(self, preprocessing=None), self.preprocessing(inputs), context, resnet)
 
 
 @register(flows.AffineCoupling, runs="fk.affine_coupling", note="every scale map; the additive one is the library's")
@@ -88,17 +105,20 @@ class AffineCouplingBlock(flows.AffineCouplingBlock):
     def _couple(self, z, original, inverse):
         parts = tuple(self.flows)
         kept = _passive(parts, z)
-        if not kept:
-            return original(self, z)
-        coupling = parts[1]
-        form = _form(coupling)
-        raw = coupling.param_map(z[:, :kept] if kept > 0 else z[:, kept:])
-        if not _fits(raw, z, z.shape[1] - abs(kept), form):
-            given = Given(coupling, param_map=lambda _: raw)
-            method = flows.AffineCoupling.inverse if inverse else flows.AffineCoupling.forward
-            split, log_det = method(given, parts[0](z)[0])
-            return parts[2](split)[0], log_det
+        return _couple_channels(parts, z, kept, inverse) if kept else original(self, z)
+
+
+def _couple_channels(parts: Sequence[Any], z: Tensor, kept: int, inverse: bool) -> tuple[Tensor, Tensor]:
+    """A block that keeps the first, or with `kept` < 0 the last, channels of z."""
+    form = _form(parts[1])
+    raw = parts[1].param_map(z[:, :kept] if kept > 0 else z[:, kept:])
+    if _fits(raw, z, z.shape[1] - abs(kept), form):
         return affine_coupling(z, raw, form=form, passive=kept, inverse=inverse)
+    given = Given(parts[1], param_map=lambda _: raw)
+    method = flows.AffineCoupling.inverse if inverse else flows.AffineCoupling.forward
+    first, second = z.split((kept, z.shape[1] - kept) if kept > 0 else (z.shape[1] + kept, -kept), 1)
+    (one, other), log_det = method(given, [first, second] if kept > 0 else [second, first])
+    return torch.cat([one, other] if kept > 0 else [other, one], 1), log_det
 
 
 def _passive(parts: tuple[Any, ...], z: Any) -> int:
@@ -215,7 +235,7 @@ class Radial(flows.Radial):
         return "parameters of other shapes than the library's own"
 
     def forward(self, z):
-        return _radial((self,), z) or super().forward(z)
+        return _radial((self,), z, False) or super().forward(z)
 
 
 def _columns(layers: Sequence[nn.Module], *names: str) -> list[list[Tensor]] | None:
@@ -251,10 +271,10 @@ def _planar(layers: Sequence[nn.Module], z: Any, inverse: bool) -> tuple[Tensor,
     return y.view(z.shape), log_det
 
 
-def _radial(layers: Sequence[nn.Module], z: Any) -> tuple[Tensor, Tensor] | None:
+def _radial(layers: Sequence[nn.Module], z: Any, inverse: bool) -> tuple[Tensor, Tensor] | None:
     """Radial layers in one pass; None where the op does not take them."""
     columns = _columns(layers, "z_0", "alpha", "beta")
-    if columns is None or not takes(z, columns[0][0]) or columns[0][0].shape[1:] != z.shape[1:]:
+    if inverse or columns is None or not takes(z, columns[0][0]) or columns[0][0].shape[1:] != z.shape[1:]:
         return None
     x = z.flatten(1)
     center, alpha, beta = (_stacked(column, x.shape[1]) for column in columns)
@@ -262,19 +282,56 @@ def _radial(layers: Sequence[nn.Module], z: Any) -> tuple[Tensor, Tensor] | None
     return y.view(z.shape), log_det
 
 
-class _Run:
-    """Consecutive layers of one kind, in one pass: a layer to the methods that walk over a model's flows."""
+def _swapping(layers: Sequence[Any], z: Any, inverse: bool) -> tuple[Tensor, Tensor] | None:
+    """Coupling blocks, and swaps of halves between them that move nothing: what the next block keeps is the other half.
 
-    def __init__(self, layers: Sequence[Any]) -> None:
-        self.layers = layers
+    None where a block or a swap does not go by halves.
+    """
+    if not takes(z) or z.shape[1] % 2:
+        return None
+    parts = [tuple(layer.flows) if type(layer) is AffineCouplingBlock else () for layer in layers]
+    kept = [_passive(part, z) if part else int(layer.num_channels == z.shape[1]) for layer, part in zip(layers, parts)]
+    if not (any(parts) and all(kept)):
+        return None
+    sign, couplings = 1, []
+    for part, half in reversed([*zip(parts, kept)]) if inverse else zip(parts, kept):
+        if part:
+            couplings.append((part, sign * half))
+        else:
+            sign = -sign
+    z, log_det = _chain(couplings, z, inverse) or _walk(
+        [functools.partial(_couple_channels, part, kept=half, inverse=inverse) for part, half in couplings], z
+    )
+    return z if sign > 0 else torch.roll(z, z.shape[1] // 2, 1), log_det
+
+
+def _chain(couplings: Sequence[tuple[Sequence[Any], int]], z: Tensor, inverse: bool) -> tuple[Tensor, Tensor] | None:
+    """Coupling blocks, with what they keep, as one node of autograd's graph; None where the op does not take them."""
+    steps = []
+    for parts, kept in couplings:
+        net = parts[1].param_map
+        found = perceptron.read(net.net) if type(net) is MLP and plain(net) else None
+        if found is None:
+            return None
+        steps.append(coupling_chain.Step(_form(parts[1]), kept, *found))
+    return coupling_chain.run(z, steps, inverse)
+
+
+class _Run:
+    """Consecutive layers of one kind, as one: a layer to the methods that walk over a model's flows.
+
+    Args:
+        kind: what maps all the layers, given their input and the direction, or returns None where it cannot.
+    """
+
+    def __init__(self, kind: Callable, layers: Sequence[Any]) -> None:
+        self.kind, self.layers = kind, layers
 
     def __call__(self, z):
-        found = _planar(self.layers, z, False) if type(self.layers[0]) is Planar else _radial(self.layers, z)
-        return found or _walk(self.layers, z)
+        return self.kind(self.layers, z, False) or _walk(self.layers, z)
 
     def inverse(self, z):
-        found = _planar(self.layers, z, True) if type(self.layers[0]) is Planar else None
-        return found or _walk([layer.inverse for layer in reversed(self.layers)], z)
+        return self.kind(self.layers, z, True) or _walk([layer.inverse for layer in reversed(self.layers)], z)
 
 
 def _walk(functions: Iterable[Callable], z: Any) -> tuple[Any, Any]:
@@ -286,24 +343,31 @@ def _walk(functions: Iterable[Callable], z: Any) -> tuple[Any, Any]:
 
 
 def _kind(layer: nn.Module) -> Any:
-    """What layers of one run have in common; None for one that joins no run."""
-    if type(layer) is Planar and plain(layer):
-        return Planar, _activation(layer)
-    return Radial if type(layer) is Radial and plain(layer) else None
+    """What maps a run of such layers, and what they have to have in common; None for a layer that joins no run."""
+    if not plain(layer):
+        return None
+    if type(layer) is Planar:
+        return _planar, _activation(layer)
+    if type(layer) is AffineCouplingBlock or (type(layer) is Permute and layer.mode == "swap"):
+        return _swapping, None
+    return (_radial, None) if type(layer) is Radial else None
 
 
 def _runs(layers: Iterable[nn.Module]) -> list[Any]:
-    """The layers, with runs of planar or radial ones joined."""
+    """The layers, with runs of one kind joined."""
     joined: list[Any] = []
     for kind, group in itertools.groupby(layers, _kind):
         members = list(group)
-        joined += [_Run(members)] if kind is not None and len(members) > 1 else members
+        joined += [_Run(kind[0], members)] if kind is not None and len(members) > 1 else members
     return joined
 
 
+_JOINED = (flows.Planar, flows.Radial, (flows.AffineCouplingBlock, flows.Permute))  # classes that make runs together
+
+
 def _no_runs(module: Any) -> str | None:
-    """'' where a model has no two planar or radial layers in a row: nothing to do, and nothing to say."""
-    kinds = [type(layer) if isinstance(layer, (flows.Planar, flows.Radial)) else None for layer in module.flows]
+    """'' where a model has no run of layers: nothing to do, and nothing to say."""
+    kinds = [next((k for k in _JOINED if isinstance(layer, k)), None) for layer in module.flows]
     return None if any(a is b is not None for a, b in itertools.pairwise(kinds)) else ""
 
 
@@ -338,17 +402,17 @@ def _rolled(module: Any, z: Any, first: int) -> tuple[Tensor, Tensor] | None:
     return torch.roll(z, -first, 1), torch.zeros(len(z), device=z.device)
 
 
-@register(core.NormalizingFlow, runs="a run of planar or radial layers in one pass", note="every method")
+@register(core.NormalizingFlow, runs="a run of layers as one", note="planar, radial: one pass; couplings and swaps: no copies")
 class NormalizingFlow(core.NormalizingFlow):
     refuse = staticmethod(_no_runs)
 
 
-@register(core.ClassCondFlow, runs="a run of planar or radial layers in one pass", note="every method")
+@register(core.ClassCondFlow, runs="a run of layers as one", note="planar, radial: one pass; couplings and swaps: no copies")
 class ClassCondFlow(core.ClassCondFlow):
     refuse = staticmethod(_no_runs)
 
 
-@register(core.NormalizingFlowVAE, runs="a run of planar or radial layers in one pass", note="every method")
+@register(core.NormalizingFlowVAE, runs="a run of layers as one", note="planar, radial: one pass; couplings and swaps: no copies")
 class NormalizingFlowVAE(core.NormalizingFlowVAE):
     refuse = staticmethod(_no_runs)
 

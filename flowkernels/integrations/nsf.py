@@ -11,8 +11,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from .._compat import plain
 from ..functional import rational_quadratic_spline
+from ..ops import perceptron
 from ..ops.rational_quadratic_spline import SplineForm
 from .core import Given, takes
 
@@ -106,6 +109,48 @@ def couple(module: Any, inputs: Any, context: Any, original: Callable, inverse: 
     if not inverse and unconditional is not None:
         kept, kept_log_det = unconditional(kept, context)
     return _join(kept, y, parts), log_det if kept_log_det is None else log_det + kept_log_det
+
+
+_RELUS = ((F.relu, 0.0), (torch.relu, 0.0), (F.leaky_relu, 0.01))
+
+
+def _slope(activation: Any) -> float | None:
+    """Below zero; None for an unknown activation, and for one in place, which would reach the block's input."""
+    if isinstance(activation, nn.Module):
+        return None if getattr(activation, "inplace", False) else perceptron.slope_of(activation)
+    return next((slope for known, slope in _RELUS if activation is known), None)
+
+
+def _read_residual(net: Any, library: Any) -> tuple[list[Tensor], float] | None:
+    """Parameters and slope of a ResidualNet in the perceptron's order; None for one with other layers.
+
+    Dropout is there where it does nothing, which calls differ in.
+    """
+    layers, slopes = [net.initial_layer], set()
+    for block in net.blocks:
+        if type(block) is not library.ResidualBlock or type(block.dropout) is not nn.Dropout or block.use_batch_norm:
+            return None
+        if not plain(block) or not plain(block.dropout) or len(block.linear_layers) != 2:
+            return None
+        slopes.add(_slope(block.activation))
+        layers += block.linear_layers
+    slope = slopes.pop() if slopes else 1.0
+    parameters = perceptron.read_linear([*layers, net.final_layer])
+    return None if slopes or slope is None or parameters is None else (parameters, slope)
+
+
+def refuse_residual(net: Any, library: Any) -> str | None:
+    # A network is no layer of a flow: nothing to report.
+    return None if net.context_features is None and _read_residual(net, library) else ""
+
+
+def residual(net: Any, x: Any, context: Any, library: Any) -> Any:
+    """What a ResidualNet returns; by the layers of its library, the module `resnet`, where one pass is not enough."""
+    found = _read_residual(net, library) if context is None and perceptron.takes(x) else None
+    y = None
+    if found and not any(block.dropout.training and block.dropout.p for block in net.blocks):
+        y = perceptron.perceptron(x, *found, residual=True)
+    return library.ResidualNet.forward(net, x, context) if y is None else y
 
 
 @functools.lru_cache(maxsize=256)

@@ -98,7 +98,7 @@ class Operator:
             for t in tensors:  # a generator costs more
                 if t is not None and t.requires_grad:
                     return self._function.apply(*tensors, options, number)
-        return self._forward_on(number, tensors, options)
+        return self.forward_on(number, tensors, options)
 
     def _module(self, name: str) -> ModuleType:
         return importlib.import_module(f"{self._package}.{name}")
@@ -107,14 +107,14 @@ class Operator:
         log_det = allocate_log_det(like)
         return (allocate_like(like), log_det) if self._outputs == 2 else log_det
 
-    def _forward_on(self, number: int, tensors: Sequence[Any], options: tuple) -> Any:
+    def forward_on(self, number: int, tensors: Sequence[Any], options: tuple) -> Any:
         if number == backends.REFERENCE:
             self._check(*tensors, *options)
             found = self._reference.forward(*tensors, *options)
             return (allocate_like(tensors[0]).copy_(found[0]), found[1]) if self._outputs == 2 else found
         return self._plan.forward(*launcher(number, self._package), *tensors, *options)
 
-    def _backward_on(self, number: int, grads: tuple, saved: tuple, options: tuple, wanted: tuple) -> tuple:
+    def backward_on(self, number: int, grads: tuple, saved: tuple, options: tuple, wanted: tuple) -> tuple:
         if number == backends.REFERENCE:
             found = self._reference.backward(*grads, *saved, *options)
             return tuple(allocate_like(s).copy_(g) if w else None for g, s, w in zip(found, saved, wanted))
@@ -128,13 +128,13 @@ class Operator:
             if batched(*grads):  # which have no memory that a kernel could read
                 return self._reference.backward(*grads, *saved, *options)
             if not torch.is_grad_enabled() and plain_eager(*grads):
-                return self._backward_on(number, grads, saved, options, wanted)
+                return self.backward_on(number, grads, saved, options, wanted)
         found = self._backward_operator(*grads, *saved, wanted, *self.encode(options), number)
         return tuple(g if w else None for g, w in zip(found, wanted))
 
     def _forward_implementation(self, *arguments):
         tensors, options = arguments[: self._count], self.decode(arguments[self._count : -1])
-        return self._forward_on(backends.resolve(arguments[-1], tensors[0].device), tensors, options)
+        return self.forward_on(backends.resolve(arguments[-1], tensors[0].device), tensors, options)
 
     def _fake_forward(self, *arguments):
         tensors, options = arguments[: self._count], self.decode(arguments[self._count : -1])
@@ -149,7 +149,7 @@ class Operator:
 
     def _backward_implementation(self, *arguments):
         grads, saved, wanted, options, request = self._split(arguments)
-        found = self._backward_on(backends.resolve(request, saved[0].device), grads, saved, options, wanted)
+        found = self.backward_on(backends.resolve(request, saved[0].device), grads, saved, options, wanted)
         return tuple(g if w else saved[0].new_empty(0) for g, w in zip(found, wanted))
 
     def _fake_backward(self, *arguments):
@@ -208,7 +208,7 @@ def _autograd_function(operator: Operator) -> type[torch.autograd.Function]:
         @staticmethod
         def forward(ctx, *arguments):
             *tensors, options, number = arguments
-            output = operator._forward_on(number, tensors, options)
+            output = operator.forward_on(number, tensors, options)
             ctx.save_for_backward(*saved(tensors, output, options))
             ctx.rest = (options, number)
             ctx.set_materialize_grads(False)

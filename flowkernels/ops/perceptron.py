@@ -1,6 +1,9 @@
 """Linear layers with a leaky ReLU between them, on the CPU as one node of autograd's graph. Torch runs a perceptron as
 many small calls, and its products with a few columns take several times as long as their transposes.
 
+Residual perceptrons too: a linear layer, blocks of two, each behind a leaky ReLU, whose output is added to the block's
+input, and a linear layer.
+
 It is no operator, and has no backends: where the compiled module does not take a call, the caller's own layers run.
 """
 
@@ -8,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -27,10 +30,15 @@ FEW = 48
 
 def run(net: nn.Sequential, x: Tensor) -> Tensor | None:
     """What `net` returns for x, or None where it has to be called."""
-    if torch.compiler.is_compiling() or not isinstance(x, Tensor):
+    if not takes(x):
         return None
     found = read(net)
     return None if found is None else perceptron(x, *found)
+
+
+def takes(x: object) -> bool:
+    """Whether it is worthwhile to look at what x goes through."""
+    return not torch.compiler.is_compiling() and isinstance(x, Tensor) and x.is_cpu
 
 
 def read(net: nn.Sequential) -> tuple[list[Tensor], float] | None:
@@ -39,30 +47,37 @@ def read(net: nn.Sequential) -> tuple[list[Tensor], float] | None:
     linear, activations = layers[::2], layers[1::2]
     if len(linear) != len(activations) + 1 or not plain(net):
         return None
-    parameters, slopes = [], {_slope(layer) for layer in activations}
-    for layer in linear:
+    parameters, slopes = read_linear(linear), {slope_of(layer) for layer in activations}
+    slope = slopes.pop() if slopes else 1.0
+    return None if slopes or slope is None or parameters is None else (parameters, slope)
+
+
+def read_linear(layers: Iterable[nn.Module]) -> list[Tensor] | None:
+    """Weight and bias of each layer, in turn; None unless all are linear, with biases."""
+    parameters = []
+    for layer in layers:
         if type(layer) is not nn.Linear or layer.bias is None or not plain(layer):
             return None
         parameters += [layer.weight, layer.bias]
-    slope = slopes.pop() if slopes else 1.0
-    return None if slopes or slope is None else (parameters, slope)
+    return parameters
 
 
-def _slope(layer: nn.Module) -> float | None:
+def slope_of(layer: nn.Module) -> float | None:
     if not plain(layer):
         return None
     return 0.0 if type(layer) is nn.ReLU else layer.negative_slope if type(layer) is nn.LeakyReLU else None
 
 
-def perceptron(x: Tensor, parameters: Sequence[Tensor], slope: float) -> Tensor | None:
+def perceptron(x: Tensor, parameters: Sequence[Tensor], slope: float, residual: bool = False) -> Tensor | None:
     """The output for x of shape (B, features), or None where torch's own functions are to run.
 
     Args:
         x: any strides.
         parameters: weight and bias of each layer, in turn.
         slope: of the activations below zero.
+        residual: whether the layers between the first and the last are blocks of two.
     """
-    net = _native(x, parameters, slope)
+    net = _native(x, parameters, slope, residual)
     if net is None:
         return None
     if torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in parameters)):
@@ -70,19 +85,20 @@ def perceptron(x: Tensor, parameters: Sequence[Tensor], slope: float) -> Tensor 
     return _forward(net, x, parameters, None)
 
 
-def _native(x: Tensor, parameters: Sequence[Tensor], slope: float) -> Any:
+def _native(x: Tensor, parameters: Sequence[Tensor], slope: float, residual: bool = False) -> Any:
     """What runs the call, if the compiled module does."""
     if inside_transform() or not plain_eager(x, *parameters):
         return None
     if x.dim() != 2 or x.dtype is not torch.float32 or not x.is_cpu or torch.is_autocast_enabled("cpu"):
         return None
-    key = ("perceptron", backends.requested(), slope, x.shape, *[(p.shape, p.dtype, p.device) for p in parameters])
+    kinds = [(p.shape, p.dtype, p.device) for p in parameters]
+    key = ("perceptron", backends.requested(), slope, residual, x.shape, *kinds)
     if key not in plans:
-        remember(key, _made(x, parameters, slope))
+        remember(key, _made(x, parameters, slope, residual))
     return plans[key] if all(p.is_contiguous() for p in parameters) else None
 
 
-def _made(x: Tensor, parameters: Sequence[Tensor], slope: float) -> Any:
+def _made(x: Tensor, parameters: Sequence[Tensor], slope: float, residual: bool) -> Any:
     module = backends.native_module(backends.CPU)
     sizes = [x.shape[1], *[bias.shape[0] for bias in parameters[1::2]]]
     shapes = [shape for a, b in itertools.pairwise(sizes) for shape in ((b, a), (b,))]
@@ -92,8 +108,10 @@ def _made(x: Tensor, parameters: Sequence[Tensor], slope: float) -> Any:
         return None
     if not (slope >= 0 and 1 < len(sizes) <= MOST_LAYERS + 1 and len(parameters) == 2 * len(sizes) - 2):
         return None
+    if residual and (len(sizes) % 2 == 0 or len({*sizes[1:-1:2]}) > 1):
+        return None
     rows, widest = x.shape[0], WIDEST_OF_FEW if x.shape[0] < FEW else WIDEST
-    return module.Perceptron(sizes, slope) if rows > 0 and min(sizes) > 0 and max(sizes) <= widest else None
+    return module.Perceptron(sizes, slope, residual) if rows > 0 and min(sizes) > 0 and max(sizes) <= widest else None
 
 
 def _forward(net: Any, x: Tensor, parameters: Sequence[Tensor], hidden: Tensor | None) -> Tensor:
@@ -117,17 +135,27 @@ def _backward(
     return found
 
 
-def backward_formula(grad: Tensor, x: Tensor, parameters: Sequence[Tensor], slope: float) -> list[Tensor]:
+def backward_formula(
+    grad: Tensor, x: Tensor, parameters: Sequence[Tensor], slope: float, residual: bool = False
+) -> list[Tensor]:
     """The gradients of x and the parameters in torch's own functions, which can be differentiated again."""
-    inputs = [x]
-    for weight, bias in zip(parameters[:-2:2], parameters[1:-2:2]):
-        inputs.append(F.leaky_relu(F.linear(inputs[-1], weight, bias), slope))
+    inputs, last = [x], len(parameters) // 2 - 1
+    total: Tensor | float = 0.0
+    for i in range(last):
+        y = F.linear(inputs[-1], *parameters[2 * i : 2 * i + 2])
+        if residual and i % 2 == 0:
+            total = y = total + y
+        inputs.append(y if residual and i + 1 == last else F.leaky_relu(y, slope))
     found: list[Tensor] = []
+    of_block = grad
     for i in reversed(range(len(inputs))):
         found = [grad.transpose(-1, -2) @ inputs[i], grad.sum(-2), *found]
-        grad = grad @ parameters[2 * i]
-        if i > 0:
-            grad = torch.where(inputs[i] > 0, grad, grad * slope)
+        of_input = grad @ parameters[2 * i]
+        if i > 0 and not (residual and i == last):
+            of_input = torch.where(inputs[i] > 0, of_input, of_input * slope)
+        if residual and i % 2 == 1 and i < last:
+            of_input = of_input + of_block
+        grad, of_block = of_input, grad
     return [grad, *found]
 
 
@@ -148,6 +176,6 @@ class _Function(torch.autograd.Function):
             return (None,) * len(ctx.needs_input_grad)
         hidden, x, *parameters = ctx.saved_tensors
         if torch.is_grad_enabled() or batched(grad) or not plain_eager(grad):
-            found = backward_formula(grad, x, parameters, ctx.slope)
+            found = backward_formula(grad, x, parameters, ctx.slope, ctx.net.residual)
             return None, None, *[g if w else None for g, w in zip(found, wanted)]
         return None, None, *_backward(ctx.net, grad, x, parameters, hidden, wanted)

@@ -173,6 +173,55 @@ def test_runs_of_planar_and_radial_layers(check_parity, method):
     check_parity(stack("leaky_relu"), z, methods=methods, replaced=4, exact=False)
 
 
+def couplings(channels=4, mode="channel", **options):
+    layers = []
+    for i in range(3):
+        net = nf.nets.MLP([channels // 2, 5 + i, channels], leaky=0.1 * i)
+        layers += [flows.AffineCouplingBlock(net, split_mode=mode, **options), flows.Permute(channels, mode="swap")]
+    return nf.NormalizingFlow(nf.distributions.DiagGaussian(channels), layers[:-1] if channels == 2 else layers)
+
+
+@pytest.mark.parametrize("channels", [2, 4])
+@pytest.mark.parametrize("mode", ["channel", "channel_inv"])
+@pytest.mark.parametrize("scale_map", ["exp", "sigmoid", "sigmoid_inv"])
+def test_runs_of_couplings_and_swaps(check_parity, channels, mode, scale_map):
+    methods = "forward", "inverse", "forward_and_log_det", "inverse_and_log_det", "log_prob", "forward_kld"
+    model = couplings(channels, mode, scale_map=scale_map)
+    check_parity(model, torch.randn(7, channels), methods=methods, replaced=len(model.flows) + 3 * 4 + 1, exact=False)
+
+
+def nodes(tensor):
+    """How many nodes lie between a tensor and the leaves."""
+    found, rest = set(), [tensor.grad_fn]
+    while rest:
+        node = rest.pop()
+        if node is not None and node not in found and "AccumulateGrad" not in node.name():
+            found.add(node)
+            rest += [following for following, _ in node.next_functions]
+    return len(found)
+
+
+def test_a_run_of_couplings_is_one_node():
+    model, z = couplings(), torch.randn(7, 4)
+    before = nodes(model.inverse_and_log_det(z)[1])
+    accelerate(model)
+    assert nodes(model.inverse_and_log_det(z)[1]) == 2 < before / 20  # and the addition to the sum that is 0 so far
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda block: block.flows[1].param_map.net[0].register_forward_hook(lambda *_: None),
+        lambda block: setattr(block.flows[1], "param_map", nn.Sequential(nn.Linear(2, 4), nn.Tanh())),
+    ],
+    ids=["hook", "network"],
+)
+def test_couplings_whose_networks_are_no_perceptrons(check_parity, change):
+    model = couplings()
+    change(model.flows[2])
+    check_parity(model, torch.randn(7, 4), methods=("inverse_and_log_det", "forward_and_log_det"), exact=False)
+
+
 def test_runs_in_sampling_and_divergences(check_parity):
     model = stack("leaky_relu")
     model.p = nf.distributions.DiagGaussian(4)
