@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from .bases import DistributionBase, StandardNormal, checked_event_shape
+from .nn.chain import joined
 
 
 def _described(index: int, layer: object) -> str:
@@ -112,7 +113,7 @@ class Flow(nn.Module):
         y = latents[-1]
         _check_context(context, y.shape[0])
         outs = list(latents[:-1])
-        for layer in reversed(self.layers):
+        for _, layer in reversed(joined(self.layers, context)):
             y = layer.decode(y, outs.pop(), context) if hasattr(layer, "encode") else layer.inverse(y, context)[0]
         return y
 
@@ -143,7 +144,7 @@ class Flow(nn.Module):
             raise ValueError(f"temperature must not be negative; got {temperature!r}")
         rows, each = _repeated(n, context)
         y = self.base.rsample(rows, each, temperature, generator)
-        for layer in reversed(self.layers):
+        for _, layer in reversed(joined(self.layers, each)):
             if hasattr(layer, "encode"):
                 y = layer.decode(y, layer.sample_out(y, each, temperature, generator), each)
             else:
@@ -165,7 +166,7 @@ class Flow(nn.Module):
         rows, each = _repeated(n, context)
         y = self.base.rsample(rows, each, 1.0, None)
         log_prob = _accumulated(self.base.log_prob(y, each))
-        for index, layer in reversed(tuple(enumerate(self.layers))):
+        for index, layer in reversed(joined(self.layers, each)):
             if hasattr(layer, "encode"):
                 y = layer.decode(y, layer.sample_out(y, each, 1.0, None), each)
                 part = layer.encode(y, each)[2]
@@ -191,7 +192,7 @@ class Flow(nn.Module):
         log_prob: Tensor | None = None
         latents = []
         y = x
-        for index, layer in enumerate(self.layers):
+        for index, layer in joined(self.layers, context):
             if hasattr(layer, "encode"):
                 y, out, part = layer.encode(y, context)
                 latents.append(out)

@@ -402,17 +402,25 @@ def _rolled(module: Any, z: Any, first: int) -> tuple[Tensor, Tensor] | None:
     return torch.roll(z, -first, 1), torch.zeros(len(z), device=z.device)
 
 
-@register(core.NormalizingFlow, runs="a run of layers as one", note="planar, radial: one pass; couplings and swaps: no copies")
+@register(
+    core.NormalizingFlow, runs="a run of layers as one", note="planar, radial: one pass; couplings and swaps: no copies"
+)
 class NormalizingFlow(core.NormalizingFlow):
     refuse = staticmethod(_no_runs)
 
 
-@register(core.ClassCondFlow, runs="a run of layers as one", note="planar, radial: one pass; couplings and swaps: no copies")
+@register(
+    core.ClassCondFlow, runs="a run of layers as one", note="planar, radial: one pass; couplings and swaps: no copies"
+)
 class ClassCondFlow(core.ClassCondFlow):
     refuse = staticmethod(_no_runs)
 
 
-@register(core.NormalizingFlowVAE, runs="a run of layers as one", note="planar, radial: one pass; couplings and swaps: no copies")
+@register(
+    core.NormalizingFlowVAE,
+    runs="a run of layers as one",
+    note="planar, radial: one pass; couplings and swaps: no copies",
+)
 class NormalizingFlowVAE(core.NormalizingFlowVAE):
     refuse = staticmethod(_no_runs)
 

@@ -11,7 +11,7 @@ from ..flows import Flow
 from ..nn import SplineCoupling
 from ..nn.arguments import whole
 from ..ops.rational_quadratic_spline import SplineForm
-from .perceptron import MLP
+from ..nn.perceptron import MLP
 
 
 def nsf(

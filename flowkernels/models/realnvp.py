@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from ..flows import Flow
 from ..nn import AffineCoupling
 from ..nn.arguments import whole
-from .perceptron import MLP
+from ..nn.perceptron import MLP
 
 
 def realnvp(features: int, *, transforms: int = 8, hidden: Sequence[int] = (64, 64), context: int = 0) -> Flow:

@@ -13,7 +13,7 @@ from ..bases import DiagonalNormal, StandardNormal
 from ..flows import Flow
 from ..nn import AmortizedPlanar, AmortizedRadial
 from ..nn.arguments import whole
-from .perceptron import perceptron
+from ..nn.perceptron import perceptron
 
 
 class VAE(nn.Module):

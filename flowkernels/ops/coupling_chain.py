@@ -57,7 +57,11 @@ def _forward(
     log_dets = []
     for net, step in zip(nets, steps):
         half = step.kept(z)
-        hidden = None if kept is None else half.new_empty(-(-len(half)//64)*64*sum([b.shape[0] for b in step.parameters[1:-1:2]]))
+        hidden = (
+            None
+            if kept is None
+            else half.new_empty(-(-len(half) // 64) * 64 * sum([b.shape[0] for b in step.parameters[1:-1:2]]))
+        )
         raw = perceptron._forward(net, half, step.parameters, hidden)
         options = (step.form, step.passive, inverse)
         z, log_det = affine_coupling.forward_on(backends.CPU, (z, raw, None, None, None), options)
@@ -116,7 +120,8 @@ def _backward(
     wanted: Sequence[bool],
 ) -> list[Tensor | None]:
     """The gradients of z and of all parameters."""
-    (grad, grad_log_det), found, end = grads, [], len(inputs)
+    found: list[Tensor | None] = []
+    (grad, grad_log_det), end = grads, len(inputs)
     for i in reversed(range(len(steps))):
         net, step, (hidden, raw, output) = nets[i], steps[i], kept[3 * i : 3 * i + 3]
         z = kept[3 * i - 1] if i > 0 else inputs[0]

@@ -124,7 +124,9 @@ def test_a_changed_parameter_is_noticed_on_cpu():
 
 
 @pytest.mark.parametrize(
-    "z", [torch.randn(4, 6, dtype=torch.float64), torch.randn(0, 6), torch.randn(4, 6, 2)], ids=["double", "none", "3-D"]
+    "z",
+    [torch.randn(4, 6, dtype=torch.float64), torch.randn(0, 6), torch.randn(4, 6, 2)],
+    ids=["double", "none", "3-D"],
 )
 def test_what_is_left_to_the_layers_on_cpu(z):
     assert coupling_chain.run(z, chain(FORMS[0]), False) is None

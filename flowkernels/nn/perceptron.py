@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from ..nn.context import join
+from .context import join
 from ..ops.perceptron import run
 
 
