@@ -103,15 +103,15 @@ struct Places {
   }
 };
 
-// The places of a tile's elements; `list` is written where their distances differ.
+// The places of a tile's elements; `list` is written where their distances differ, or are 0.
 Places locate(const View& view, const Tile& tile, int64_t* list) {
   int64_t step = 0, next = 0;
   bool even = true;
   for (int d = kDims - 1; d >= 0; --d) {
     if (tile.size[d] == 1) continue;
-    if (step == 0) step = next = view.stride[d];
-    even &= view.stride[d] == next;
-    next *= tile.size[d];
+    if (next == 0) step = view.stride[d];
+    even &= view.stride[d] != 0 && (next == 0 || view.stride[d] == next);
+    next = view.stride[d] * tile.size[d];
   }
   if (even) return {nullptr, offset(view, tile), step == 0 ? 1 : step};
   int64_t* at = list;
@@ -255,9 +255,8 @@ void softmax(const T* raw, int64_t bins, T logit_scale, T inverse_clip, T* e, Ax
     most[i] = -std::numeric_limits<T>::infinity();
     total[i] = T(0);
   }
-  in_groups(bins, [&](int64_t k, auto n) {
-    highest<normalization, n()>(raw + k * kLanes, logit_scale, inverse_clip, most);
-  });
+  in_groups(bins,
+            [&](int64_t k, auto n) { highest<normalization, n()>(raw + k * kLanes, logit_scale, inverse_clip, most); });
   in_groups(bins, [&](int64_t k, auto n) {
     exponentials<normalization, n()>(raw + k * kLanes, logit_scale, inverse_clip, most, e + k * kLanes, total);
   });
@@ -543,8 +542,8 @@ void logits_backward(const T* raw, const T* e, int64_t bins, T scale, T logit_sc
   }
   in_groups(bins, [&](int64_t k, auto n) {
     const int64_t row = k * kLanes;
-    some_logits_backward<normalization, n()>(k, raw + row, e + row, logit_scale, inverse_clip, number, of_start, of_size,
-                                             axis, grad + row);
+    some_logits_backward<normalization, n()>(k, raw + row, e + row, logit_scale, inverse_clip, number, of_start,
+                                             of_size, axis, grad + row);
   });
 }
 

@@ -274,8 +274,9 @@ def _refusal(module: nn.Module, entry: Entry) -> str | None:
 
 
 def _flow_layers(module: nn.Module) -> Iterator[nn.Module]:
-    """The flow layers inside a module."""
-    known = (*_families, *_entries)
+    """The flow layers inside a module: not the networks, though some of them are covered too."""
+    own = (kind for kind in _entries if kind.__module__.partition(".")[0] not in LIBRARIES)
+    known = (*_families, *own)
     return (inner for inner in module.modules() if inner is not module and isinstance(inner, known))
 
 

@@ -10,8 +10,8 @@ import torch
 from ..flows import Flow
 from ..nn import SplineCoupling
 from ..nn.arguments import whole
-from ..ops.rational_quadratic_spline import SplineForm
 from ..nn.perceptron import MLP
+from ..ops.rational_quadratic_spline import SplineForm
 
 
 def nsf(

@@ -16,7 +16,7 @@ from .perceptron import MLP
 
 
 class Chain:
-    """Couplings whose conditioners are perceptrons: one node of autograd's graph where the compiled module takes them."""
+    """Couplings whose conditioners are perceptrons: one node where the compiled module takes them."""
 
     def __init__(self, layers: Sequence[Any]) -> None:
         self.layers = layers

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from .context import join
 from ..ops.perceptron import run
+from .context import join
 
 
 def perceptron(sizes: Sequence[int]) -> nn.Sequential:

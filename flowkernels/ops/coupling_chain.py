@@ -1,4 +1,4 @@
-"""Affine couplings whose networks are perceptrons, many of them as one node of autograd's graph: on the CPU, where small
+"""Affine couplings whose networks are perceptrons, many as one node of autograd's graph: on the CPU, where small
 layers take more time between kernels than in them.
 
 It is no operator, and has no backends: where the compiled module does not take a call, the caller's own layers run.
@@ -45,7 +45,7 @@ def run(z: Tensor, steps: Sequence[Step], inverse: bool) -> tuple[Tensor, Tensor
         if net is None or step.parameters[-1].shape[0] != active * (1 if step.form.scale == "additive" else 2):
             return None
     parameters = [p for step in steps for p in step.parameters]
-    if torch.is_grad_enabled() and (z.requires_grad or any([p.requires_grad for p in parameters])):
+    if torch.is_grad_enabled() and (z.requires_grad or any(p.requires_grad for p in parameters)):
         return _Function.apply(nets, steps, inverse, z, *parameters)  # type: ignore[no-any-return, no-untyped-call]
     return _forward(nets, steps, inverse, z, None)
 

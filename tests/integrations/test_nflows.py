@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from flowkernels.integrations import accelerate
+from flowkernels.ops import perceptron
 
 nflows = pytest.importorskip("nflows")
 from nflows import distributions, flows, transforms  # noqa: E402
@@ -43,7 +44,7 @@ def points(mask, images):
 @IMAGES
 @pytest.mark.parametrize("kind", [AffineCouplingTransform, transforms.AdditiveCouplingTransform])
 def test_affine_couplings(check_parity, kind, mask, images):
-    check_parity(kind(torch.tensor(mask), network(images)), points(mask, images), replaced=1)
+    check_parity(kind(torch.tensor(mask), network(images)), points(mask, images), replaced=1 if images else 2)
 
 
 @ALL_MASKS
@@ -59,16 +60,107 @@ def test_spline_coupling_with_linear_tails(check_parity, mask, images, unconditi
         apply_unconditional_transform=unconditional,
         img_shape=[2, 4] if images else None,
     )
-    check_parity(layer, 1.5 * points(mask, images), replaced=1 + unconditional)
+    check_parity(layer, 1.5 * points(mask, images), replaced=(1 if images else 2) + unconditional)
 
 
 @IMAGES
 def test_spline_coupling_without_tails(check_parity, images):
     mask = MASKS["last"]
     layer = Coupling(torch.tensor(mask), network(images), num_bins=5, tails=None)
-    check_parity(layer, points(mask, images).sigmoid(), replaced=1)
+    check_parity(layer, points(mask, images).sigmoid(), replaced=1 if images else 2)
     with pytest.raises(transforms.InputOutsideDomain):
         accelerate(layer) and layer(2 + points(mask, images))
+
+
+@pytest.fixture
+def residual_calls(monkeypatch):
+    """What the compiled perceptron answered."""
+    calls, original = [], perceptron.perceptron
+    monkeypatch.setattr(perceptron, "perceptron", lambda *a, **k: calls.append(original(*a, **k)) or calls[-1])
+    return calls
+
+
+@pytest.mark.parametrize("rows", [7, 100])
+@pytest.mark.parametrize("blocks", [0, 1, 3, 4])
+@pytest.mark.parametrize(
+    "activation", [nn.functional.relu, nn.functional.leaky_relu, nn.ReLU(), nn.LeakyReLU(0.3)], ids=str
+)
+def test_residual_network(check_parity, residual_calls, rows, blocks, activation):
+    net = nets.nets.ResidualNet(3, 5, 16, num_blocks=blocks, activation=activation)
+    check_parity(net, torch.randn(rows, 3), methods=("forward",), replaced=1)
+    assert any(y is not None for y in residual_calls) == (blocks < 4)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"use_batch_norm": True},
+        {"context_features": 2},
+        {"activation": torch.tanh},
+        {"activation": nn.Tanh()},
+        {"activation": nn.ReLU(inplace=True)},
+    ],
+    ids=str,
+)
+def test_residual_network_with_other_layers_is_left_alone(options):
+    report = accelerate(nets.nets.ResidualNet(3, 5, 16, **options), strict=True)
+    assert not report.replaced
+    assert not report.left_alone
+
+
+def test_residual_network_with_dropout(residual_calls):
+    theirs = nets.nets.ResidualNet(3, 5, 16, dropout_probability=0.5)
+    ours, x = copy.deepcopy(theirs), torch.randn(70, 3)
+    accelerate(ours, strict=True)
+    for training in (True, False):
+        assert not residual_calls
+        results = []
+        for net in (theirs, ours):
+            torch.manual_seed(0)
+            results.append((net.train(training)(x), torch.get_rng_state()))
+        torch.testing.assert_close(*results)
+    assert residual_calls
+
+
+def test_residual_network_that_is_changed_afterwards(residual_calls):
+    theirs = nets.nets.ResidualNet(3, 5, 16)
+    ours, x = copy.deepcopy(theirs), torch.randn(70, 3)
+    accelerate(ours, strict=True)
+
+    def change(of):
+        for inner in (of.initial_layer, of.blocks[1], of.blocks[0].linear_layers[1], of.blocks[0].dropout):
+            handle = inner.register_forward_hook(lambda module, args, output: 2 * output)
+            yield
+            handle.remove()
+        of.blocks[0].activation = torch.tanh
+        yield
+        of.blocks[0].activation = torch.relu
+        of.blocks[1] = OneLayer()
+        yield
+
+    for _ in zip(change(theirs), change(ours), strict=True):
+        torch.testing.assert_close(ours(x), theirs(x))
+    assert not residual_calls
+
+
+class OneLayer(nn.Module):
+    """A block of no known class."""
+
+    def forward(self, x, context=None):
+        return 3 * x
+
+
+def test_residual_network_takes_what_the_library_takes():
+    net = nets.nets.ResidualNet(3, 5, 16)
+    accelerate(net, strict=True)
+    assert net(torch.randn(3)).shape == (5,)
+    assert net(torch.randn(4, 6, 3)).shape == (4, 6, 5)
+    assert net(torch.randn(0, 3)).shape == (0, 5)
+    for wrong in (torch.randn(4, 2), torch.randn(4, 3).double()):
+        with pytest.raises(RuntimeError):
+            net(wrong)
+    with pytest.raises(RuntimeError):
+        net(torch.randn(4, 3), torch.randn(4, 1))
 
 
 def test_spline_coupling_warns_as_the_library_does():
@@ -249,7 +341,7 @@ def test_a_flow_scores_and_samples_alike():
     flow.log_prob(x)
     ours = copy.deepcopy(flow)
     report = accelerate(ours, strict=True)
-    assert len(report.replaced) == 3
+    assert len(report.replaced) == 5
     torch.testing.assert_close(ours.log_prob(x), flow.log_prob(x))
     torch.manual_seed(0)
     expected = flow.sample_and_log_prob(6)

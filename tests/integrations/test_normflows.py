@@ -384,7 +384,7 @@ def test_glow_is_trained_alike():
 @pytest.mark.parametrize("features, reverse", [(5, False), (6, False), (6, True)])
 def test_coupled_spline(check_parity, tails, features, reverse):
     layer = flows.CoupledRationalQuadraticSpline(features, 1, 8, num_bins=5, tails=tails, reverse_mask=reverse)
-    check_parity(layer, 2 * torch.randn(7, features), replaced=2)
+    check_parity(layer, 2 * torch.randn(7, features), replaced=3)
 
 
 def test_coupled_spline_with_context_and_dropout():
@@ -392,15 +392,31 @@ def test_coupled_spline_with_context_and_dropout():
     x, context = torch.randn(7, 4), torch.randn(7, 3)
     torch.manual_seed(0)
     expected = layer(x, context)
-    accelerate(layer, strict=True)
+    report = accelerate(layer, strict=True)
+    assert "normflows.ResidualNet" not in {item.was for item in report.replaced}
     torch.manual_seed(0)
     torch.testing.assert_close(layer(x, context), expected)
 
 
 def test_splines_with_tails_for_each_feature_are_left_alone():
     report = accelerate(flows.CircularCoupledRationalQuadraticSpline(4, 1, 8, [1]))
-    assert not report.replaced
+    assert [item.was for item in report.replaced] == ["normflows.ResidualNet"]
     assert "differ between features" in report.left_alone[0].why
+
+
+@pytest.mark.parametrize("rows", [7, 100])
+def test_residual_network_behind_another_layer(check_parity, rows):
+    net = nf.nets.ResidualNet(3, 5, 16, preprocessing=nn.Linear(3, 3))
+    check_parity(net, torch.randn(rows, 3), methods=("forward",), replaced=1)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_residual_network_calls_what_is_before_it_once(dropout):
+    net, seen = nf.nets.ResidualNet(3, 5, 16, preprocessing=nn.Identity(), dropout_probability=dropout), []
+    net.preprocessing.register_forward_hook(lambda module, args, output: seen.append(1))
+    accelerate(net, strict=True)
+    net(torch.randn(70, 3))
+    assert seen == [1]
 
 
 def test_autoregressive_spline(check_parity):

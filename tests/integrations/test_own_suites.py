@@ -61,6 +61,7 @@ SUITES = {
             "PiecewiseRationalQuadraticCoupling": (10, 20),
             "Planar": (6, 9),
             "Radial": (3, 3),
+            "ResidualNet": (8, 0),  # of few rows, and more units than are taken then
             "Split": (18, 4),
         },
         ops={"actnorm": 32, "affine_coupling": 175, "planar": 9, "radial": 3, "rational_quadratic_spline": 91},
@@ -76,6 +77,7 @@ SUITES = {
             "MaskedAffineAutoregressiveTransform": (19, 231),
             "PiecewiseRationalQuadraticCDF": (7, 8),
             "PiecewiseRationalQuadraticCouplingTransform": (14, 18),
+            "ResidualNet": (44, 10),
         },
         ops={"actnorm": 10, "affine_coupling": 257, "rational_quadratic_spline": 26},
         unused=("MaskedPiecewiseRationalQuadraticAutoregressiveTransform",),

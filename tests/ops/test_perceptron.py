@@ -1,5 +1,6 @@
 """The compiled perceptron of the CPU against torch's own functions."""
 
+import functools
 import itertools
 
 import pytest
@@ -29,10 +30,21 @@ def network(sizes, activation=None):
     return nn.Sequential(*(part for pair in zip(linear, between) for part in pair), linear[-1])
 
 
-def formula(x, parameters, slope):
-    for i in range(0, len(parameters), 2):
-        x = F.linear(x if i == 0 else F.leaky_relu(x, slope), *parameters[i : i + 2])
-    return x
+# Two layers in each block between the first layer and the last.
+RESIDUAL = [(3, 20, 4), (8, 64, 64, 64, 17), (2, 5, 7, 5, 7, 5, 1), (5, 17, 17, 17, 17, 17, 17, 17, 184)]
+BOTH = pytest.mark.parametrize("sizes, residual", [((3, 20, 20, 4), False), ((3, 20, 16, 20, 16, 20, 4), True)])
+
+
+def formula(x, parameters, slope, residual=False):
+    layers = [functools.partial(F.linear, weight=w, bias=b) for w, b in zip(parameters[::2], parameters[1::2])]
+    x = layers[0](x)
+    if not residual:
+        for layer in layers[1:]:
+            x = layer(F.leaky_relu(x, slope))
+        return x
+    for first, second in zip(layers[1:-1:2], layers[2:-1:2]):
+        x = x + second(F.leaky_relu(first(F.leaky_relu(x, slope)), slope))
+    return layers[-1](x)
 
 
 def leaves(x, net, dtype=torch.float32):
@@ -40,11 +52,11 @@ def leaves(x, net, dtype=torch.float32):
     return [t.detach().to(dtype).requires_grad_() for t in (x, *net.parameters())]
 
 
-def compare(x, net, slope=0.1, g=None):
+def compare(x, net, slope=0.1, g=None, residual=False):
     outputs = []
     for dtype in (torch.float32, torch.float64):
         x_, *parameters = leaves(x, net, dtype)
-        y = (perceptron.perceptron if dtype == torch.float32 else formula)(x_, parameters, slope)
+        y = (perceptron.perceptron if dtype == torch.float32 else formula)(x_, parameters, slope, residual)
         assert y is not None
         cotangent = torch.linspace(-1, 1, y.numel()).view(y.shape) if g is None else g
         outputs.append([y, *torch.autograd.grad(y, [x_, *parameters], cotangent.to(dtype))])
@@ -64,27 +76,49 @@ def test_values_and_gradients_on_cpu(sizes, rows):
         compare(torch.randn(rows, sizes[0]), network(sizes))
 
 
+@pytest.mark.parametrize("rows", [1, 63, 64, 65, 512])
+@pytest.mark.parametrize("sizes", RESIDUAL, ids=str)
+def test_residual_values_and_gradients_on_cpu(sizes, rows):
+    if rows < perceptron.FEW and max(sizes) > perceptron.WIDEST_OF_FEW:
+        assert perceptron.perceptron(torch.randn(rows, 5), [*network(sizes).parameters()], 0.1, True) is None
+    else:
+        g = torch.linspace(0.5, 1.5, rows * sizes[-1]).view(rows, -1)  # gradients whose sums do not cancel
+        compare(torch.randn(rows, sizes[0]), network(sizes), g=g, residual=True)
+
+
+@BOTH
 @pytest.mark.parametrize("slope", [0.0, 0.2, 1.0, 2.0])
-def test_slopes_on_cpu(slope):
-    compare(torch.randn(70, 3), network((3, 20, 20, 4)), slope)
+def test_slopes_on_cpu(slope, sizes, residual):
+    compare(torch.randn(70, 3), network(sizes), slope, residual=residual)
 
 
-def test_layouts_on_cpu():
-    net = network((4, 20, 20, 6))
-    wide = torch.randn(100, 11)
-    for x in (wide[:, 3:7], wide[:, ::3], torch.randn(4, 100).t(), torch.randn(1, 4).expand(100, 4), wide[::2, 1:5]):
-        compare(x, net)
-    compare(wide[:, 3:7], net, g=torch.randn(6, 100).t())
-    compare(wide[:, 3:7], net, g=torch.ones(()).expand(100, 6))
+@pytest.mark.parametrize("sizes", [(3, 5, 5, 4), (3, 5, 5, 6, 4), (3, 4)], ids=str)
+def test_layers_that_do_not_add_up_on_cpu(sizes):
+    x, parameters = torch.randn(70, 3), [*network(sizes).parameters()]
+    assert perceptron.perceptron(x, parameters, 0.1, True) is None
+    assert perceptron.perceptron(x, parameters, 0.1) is not None
+    with pytest.raises(ValueError, match="do not add up"):
+        type(perceptron._native(x, parameters, 0.1))(sizes, 0.1, True)
 
 
+@pytest.mark.parametrize("residual", [False, True])
+def test_layouts_on_cpu(residual):
+    net, wide = network((4, 20, 20, 20, 6)), torch.randn(100, 11)
+    for x in (wide[:, 3:7], wide[:, ::3], torch.randn(4, 100).t(), wide[::2, 1:5]):
+        compare(x, net, residual=residual)
+    compare(torch.randn(1, 4).expand(100, 4), net, g=torch.rand(100, 6), residual=residual)  # no sums that cancel
+    compare(wide[:, 3:7], net, g=torch.randn(6, 100).t(), residual=residual)
+    compare(wide[:, 3:7], net, g=torch.ones(()).expand(100, 6), residual=residual)
+
+
+@BOTH
 @pytest.mark.parametrize("wanted", [(0,), (1,), (2, 5), (6,), (0, 3, 4)], ids=str)
-def test_gradients_of_some_inputs_on_cpu(wanted):
-    net, x = network((3, 20, 20, 4)), torch.randn(70, 3)
+def test_gradients_of_some_inputs_on_cpu(wanted, sizes, residual):
+    net, x = network(sizes), torch.randn(70, 3)
     tensors = leaves(x, net)
     for i, t in enumerate(tensors):
         t.requires_grad_(i in wanted)
-    loss = [f(tensors[0], tensors[1:], 0.1).sin().sum() for f in (perceptron.perceptron, formula)]
+    loss = [f(tensors[0], tensors[1:], 0.1, residual).sin().sum() for f in (perceptron.perceptron, formula)]
     found, expected = (torch.autograd.grad(value, [tensors[i] for i in wanted]) for value in loss)
     torch.testing.assert_close(found, expected)
 
@@ -97,45 +131,53 @@ def test_no_graph_where_nobody_asks_on_cpu():
     assert torch.equal(y, perceptron.perceptron(x, parameters, 0.1))
 
 
-def test_formula_of_the_gradient_on_cpu():
-    tensors = leaves(torch.randn(5, 3), network((3, 6, 5, 2)), torch.float64)
+@pytest.mark.parametrize(
+    "sizes, residual", [((3, 6, 5, 2), False), ((3, 2), False), ((3, 6, 2), True), ((3, 4, 3, 4, 5, 4, 2), True)]
+)
+def test_formula_of_the_gradient_on_cpu(sizes, residual):
+    tensors = leaves(torch.randn(5, 3), network(sizes), torch.float64)
     g = torch.randn(5, 2, dtype=torch.float64, requires_grad=True)
-    expected = torch.autograd.grad(formula(tensors[0], tensors[1:], 0.1), tensors, g)
-    torch.testing.assert_close(tuple(perceptron.backward_formula(g, tensors[0], tensors[1:], 0.1)), expected)
+    expected = torch.autograd.grad(formula(tensors[0], tensors[1:], 0.1, residual), tensors, g)
+    found = perceptron.backward_formula(g, tensors[0], tensors[1:], 0.1, residual)
+    torch.testing.assert_close(tuple(found), expected)
     assert torch.autograd.gradcheck(
-        lambda g, x, *parameters: tuple(perceptron.backward_formula(g, x, parameters, 0.1)), (g, *tensors)
+        lambda g, x, *parameters: tuple(perceptron.backward_formula(g, x, parameters, 0.1, residual)), (g, *tensors)
     )
-    assert torch.autograd.gradgradcheck(lambda x, *parameters: formula(x, parameters, 0.1), tensors)
+    assert torch.autograd.gradgradcheck(lambda x, *parameters: formula(x, parameters, 0.1, residual), tensors)
 
 
-def test_derivatives_of_derivatives_on_cpu():
+@BOTH
+def test_derivatives_of_derivatives_on_cpu(sizes, residual):
     found = []
     for f in (perceptron.perceptron, formula):
         torch.manual_seed(1)
-        tensors = leaves(torch.randn(70, 3), network((3, 20, 20, 2)))
-        first = torch.autograd.grad(f(tensors[0], tensors[1:], 0.1).sin().sum(), tensors, create_graph=True)
+        tensors = leaves(torch.randn(70, 3), network(sizes))
+        y = f(tensors[0], tensors[1:], 0.1, residual)
+        first = torch.autograd.grad(y.sin().sum(), tensors, create_graph=True)
         found.append(torch.autograd.grad(sum(t.square().sum() for t in first), tensors, allow_unused=True))
     torch.testing.assert_close(*found, rtol=1e-4, atol=1e-4)
 
 
-def test_batched_gradients_on_cpu():
-    tensors = leaves(torch.randn(70, 3), network((3, 20, 2)))
-    g = torch.randn(4, 70, 2)
-    y = perceptron.perceptron(tensors[0], tensors[1:], 0.1)
+@BOTH
+def test_batched_gradients_on_cpu(sizes, residual):
+    tensors = leaves(torch.randn(70, 3), network(sizes))
+    g = torch.randn(4, 70, 4)
+    y = perceptron.perceptron(tensors[0], tensors[1:], 0.1, residual)
     found = torch.autograd.grad(y, tensors, g, is_grads_batched=True, retain_graph=True)
     for i in range(4):
         torch.testing.assert_close(tuple(t[i] for t in found), torch.autograd.grad(y, tensors, g[i], retain_graph=True))
 
 
+@pytest.mark.parametrize("residual", [False, True])
 @pytest.mark.parametrize("rows", [65, 130, 1000, 5000])
-def test_same_bits_for_any_number_of_threads_on_cpu(rows):
-    net, x, before = network((7, 64, 64, 5)), torch.randn(rows, 7), torch.get_num_threads()
+def test_same_bits_for_any_number_of_threads_on_cpu(rows, residual):
+    net, x, before = network((7, 64, 64, 64, 5)), torch.randn(rows, 7), torch.get_num_threads()
     found = []
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
             tensors = leaves(x, net)
-            y = perceptron.perceptron(tensors[0], tensors[1:], 0.0)
+            y = perceptron.perceptron(tensors[0], tensors[1:], 0.0, residual)
             found.append([y, *torch.autograd.grad(y.sin().sum(), tensors)])
     finally:
         torch.set_num_threads(before)
@@ -143,12 +185,13 @@ def test_same_bits_for_any_number_of_threads_on_cpu(rows):
         assert all(map(torch.equal, found[0], others))
 
 
+@BOTH
 @pytest.mark.parametrize("row", [0, 64, 69])
-def test_nan_stays_in_its_row_on_cpu(row):
-    net, x = network((3, 20, 4)), torch.randn(70, 3)
+def test_nan_stays_in_its_row_on_cpu(row, sizes, residual):
+    net, x = network(sizes), torch.randn(70, 3)
     x[row, 1] = torch.nan
     x_, *parameters = leaves(x, net)
-    y = perceptron.perceptron(x_, parameters, 0.0)
+    y = perceptron.perceptron(x_, parameters, 0.0, residual)
     grad_x, *grads = torch.autograd.grad(y.sum(), [x_, *parameters])
     rows = torch.arange(70) == row
     assert torch.equal(y.isnan().all(1), rows)
@@ -202,7 +245,7 @@ def test_networks_that_are_no_perceptrons_on_cpu():
 
 
 def test_our_own_conditioners_run_it_on_cpu(monkeypatch):
-    flow, x = fk.models.realnvp(2), torch.randn(70, 2)
+    flow, x = fk.models.nsf(2), torch.randn(70, 2)
     for p in flow.parameters():
         p.data.add_(0.1 * torch.randn_like(p))
     expected = flow.double().log_prob(x.double())

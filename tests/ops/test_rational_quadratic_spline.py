@@ -311,3 +311,17 @@ def test_bad_forms(arguments, problem):
 def test_forms_survive_as_text(form):
     assert fk.SplineForm.from_spec(form.spec) == form
     assert dataclasses.replace(form, bound=None) == form
+
+
+@pytest.mark.parametrize("shape", [(70, 1), (70, 3), (5, 4, 6)], ids=str)
+def test_parameters_that_rows_share_on_cpu(shape):
+    """One set of raw numbers for all rows, and for all channels too, without a copy for each."""
+    form, x = fk.SplineForm.nflows(4, 3.0), torch.randn(shape)
+    numbers = math.prod(shape[2:])
+    shared = torch.randn(1, shape[1], 11, *shape[2:]).expand(shape[0], -1, -1, *shape[2:])
+    one = torch.randn(1, 1, 11, *(1,) * len(shape[2:])).expand_as(shared)
+    for raw in (shared, one):
+        raw = raw.flatten(1, 2) if numbers == 1 else raw.reshape(shape[0], -1, *shape[2:])
+        found = fk.rational_quadratic_spline(x, raw, form=form)
+        for a, b in zip(found, fk.rational_quadratic_spline(x, raw.contiguous(), form=form), strict=True):
+            torch.testing.assert_close(a, b)
