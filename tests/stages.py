@@ -39,7 +39,7 @@ STAGES = (
     Stage(
         "suite",
         ("tests", "--ignore=tests/gpu"),
-        least=8450,
+        least=8600,
         skips=(
             "this processor has no",
             INTERPRETED,

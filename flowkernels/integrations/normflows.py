@@ -307,6 +307,8 @@ def _swapping(layers: Sequence[Any], z: Any, inverse: bool) -> tuple[Tensor, Ten
 
 def _chain(couplings: Sequence[tuple[Sequence[Any], int]], z: Tensor, inverse: bool) -> tuple[Tensor, Tensor] | None:
     """Coupling blocks, with what they keep, as one node of autograd's graph; None where the op does not take them."""
+    if not perceptron.takes(z):
+        return None
     steps = []
     for parts, kept in couplings:
         net = parts[1].param_map

@@ -32,6 +32,8 @@ class Chain:
 
     @staticmethod
     def _run(layers: Sequence[Any], x: Tensor, inverse: bool) -> tuple[Tensor, Tensor] | None:
+        if not perceptron.takes(x):
+            return None
         steps = []
         for layer in layers:
             conditioner = layer.conditioner

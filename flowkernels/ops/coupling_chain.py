@@ -37,9 +37,9 @@ def run(z: Tensor, steps: Sequence[Step], inverse: bool) -> tuple[Tensor, Tensor
 
     None where the ordinary layers are to run.
     """
-    if torch.compiler.is_compiling() or z.dim() != 2:
+    if z.dim() != 2:
         return None
-    nets = [perceptron._native(step.kept(z), step.parameters, step.slope) for step in steps]
+    nets = [perceptron.native(step.kept(z), step.parameters, step.slope) for step in steps]
     for net, step in zip(nets, steps):
         active = z.shape[1] - abs(step.passive)
         if net is None or step.parameters[-1].shape[0] != active * (1 if step.form.scale == "additive" else 2):
@@ -57,12 +57,8 @@ def _forward(
     log_dets = []
     for net, step in zip(nets, steps):
         half = step.kept(z)
-        hidden = (
-            None
-            if kept is None
-            else half.new_empty(-(-len(half) // 64) * 64 * sum([b.shape[0] for b in step.parameters[1:-1:2]]))
-        )
-        raw = perceptron._forward(net, half, step.parameters, hidden)
+        hidden = None if kept is None else perceptron.empty_hidden(half, step.parameters)
+        raw = perceptron.forward(net, half, step.parameters, hidden)
         options = (step.form, step.passive, inverse)
         z, log_det = affine_coupling.forward_on(backends.CPU, (z, raw, None, None, None), options)
         log_dets.append(log_det)
@@ -130,7 +126,7 @@ def _backward(
         saved = reference.saved((z, raw, None, None, None), (output,), options)
         by = (of_z, True, False, False, False)
         grad, grad_raw, *_ = affine_coupling.backward_on(backends.CPU, (grad, grad_log_det), saved, options, by)
-        of_half, *of_parameters = perceptron._backward(
+        of_half, *of_parameters = perceptron.backward(
             net, grad_raw, half, inputs[begin:end], hidden, (of_z, *wanted[begin:end])
         )
         if grad is not None and of_half is not None:

@@ -77,15 +77,15 @@ def perceptron(x: Tensor, parameters: Sequence[Tensor], slope: float, residual: 
         slope: of the activations below zero.
         residual: whether the layers between the first and the last are blocks of two.
     """
-    net = _native(x, parameters, slope, residual)
+    net = native(x, parameters, slope, residual)
     if net is None:
         return None
     if torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in parameters)):
         return _Function.apply(net, slope, x, *parameters)  # type: ignore[no-any-return, no-untyped-call]
-    return _forward(net, x, parameters, None)
+    return forward(net, x, parameters, None)
 
 
-def _native(x: Tensor, parameters: Sequence[Tensor], slope: float, residual: bool = False) -> Any:
+def native(x: Tensor, parameters: Sequence[Tensor], slope: float, residual: bool = False) -> Any:
     """What runs the call, if the compiled module does."""
     if inside_transform() or not plain_eager(x, *parameters):
         return None
@@ -114,16 +114,24 @@ def _made(x: Tensor, parameters: Sequence[Tensor], slope: float, residual: bool)
     return module.Perceptron(sizes, slope, residual) if rows > 0 and min(sizes) > 0 and max(sizes) <= widest else None
 
 
-def _forward(net: Any, x: Tensor, parameters: Sequence[Tensor], hidden: Tensor | None) -> Tensor:
+def empty_hidden(x: Tensor, parameters: Sequence[Tensor]) -> Tensor:
+    """Room for the hidden units that backward reads."""
+    units = sum([bias.shape[0] for bias in parameters[1:-1:2]])
+    return x.new_empty(math.ceil(x.shape[0] / TILE) * TILE * units)
+
+
+def forward(net: Any, x: Tensor, parameters: Sequence[Tensor], hidden: Tensor | None) -> Tensor:
+    """What `native` found runs; `hidden`, from `empty_hidden`, is written where there is a backward to come."""
     y = x.new_empty(x.shape[0], parameters[-1].shape[0])
     kept = 0 if hidden is None else hidden.data_ptr()
     net.forward(x.shape[0], x.data_ptr(), x.stride(), [p.data_ptr() for p in parameters], y.data_ptr(), kept)
     return y
 
 
-def _backward(
+def backward(
     net: Any, grad: Tensor, x: Tensor, parameters: Sequence[Tensor], hidden: Tensor, wanted: Sequence[bool]
 ) -> list[Tensor | None]:
+    """The gradients of x and the parameters, those that are wanted."""
     found = [
         torch.empty_like(t, memory_format=torch.contiguous_format) if w else None
         for t, w in zip((x, *parameters), wanted)
@@ -162,12 +170,11 @@ def backward_formula(
 class _Function(torch.autograd.Function):
     @staticmethod
     def forward(ctx, net, slope, x, *parameters):  # type: ignore[no-untyped-def]
-        units = sum([bias.shape[0] for bias in parameters[1:-1:2]])
-        hidden = x.new_empty(math.ceil(x.shape[0] / TILE) * TILE * units)
+        hidden = empty_hidden(x, parameters)
         ctx.save_for_backward(hidden, x, *parameters)
         ctx.net, ctx.slope = net, slope
         ctx.set_materialize_grads(False)
-        return _forward(net, x, parameters, hidden)
+        return forward(net, x, parameters, hidden)
 
     @staticmethod
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
@@ -178,4 +185,4 @@ class _Function(torch.autograd.Function):
         if torch.is_grad_enabled() or batched(grad) or not plain_eager(grad):
             found = backward_formula(grad, x, parameters, ctx.slope, ctx.net.residual)
             return None, None, *[g if w else None for g, w in zip(found, wanted)]
-        return None, None, *_backward(ctx.net, grad, x, parameters, hidden, wanted)
+        return None, None, *backward(ctx.net, grad, x, parameters, hidden, wanted)

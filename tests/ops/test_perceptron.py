@@ -98,7 +98,7 @@ def test_layers_that_do_not_add_up_on_cpu(sizes):
     assert perceptron.perceptron(x, parameters, 0.1, True) is None
     assert perceptron.perceptron(x, parameters, 0.1) is not None
     with pytest.raises(ValueError, match="do not add up"):
-        type(perceptron._native(x, parameters, 0.1))(sizes, 0.1, True)
+        type(perceptron.native(x, parameters, 0.1))(sizes, 0.1, True)
 
 
 @pytest.mark.parametrize("residual", [False, True])
