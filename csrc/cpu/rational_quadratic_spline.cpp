@@ -217,30 +217,32 @@ void in_groups(int64_t bins, F&& f) {
   if (k < bins) f(k, std::integral_constant<int, 1>());
 }
 
+// The logits are kept as they are rounded for the highest: recomputed, a fused multiply-add could leave another above
+// it.
 template <Normalization normalization, int n, class T>
-void highest(const T* raw, T logit_scale, T inverse_clip, T* most) {
+void logits(const T* raw, T logit_scale, T inverse_clip, T* to, T* most) {
 #pragma omp simd
   for (int64_t i = 0; i < kLanes; ++i) {
     T high = most[i];
 #pragma GCC unroll 8
     for (int j = 0; j < n; ++j) {
       const T logit = spline_logit<normalization>(raw[j * kLanes + i], logit_scale, inverse_clip);
+      to[j * kLanes + i] = logit;
       high = high < logit ? logit : high;
     }
     most[i] = high;
   }
 }
 
-template <Normalization normalization, int n, class T>
-void exponentials(const T* raw, T logit_scale, T inverse_clip, const T* most, T* e, T* total) {
+template <int n, class T>
+void exponentials(const T* most, T* e, T* total) {
 #pragma omp simd
   for (int64_t i = 0; i < kLanes; ++i) {
     const T high = most[i];
     T sum = total[i];
 #pragma GCC unroll 8
     for (int j = 0; j < n; ++j) {
-      const T logit = spline_logit<normalization>(raw[j * kLanes + i], logit_scale, inverse_clip);
-      const T value = math::exp_negative(logit - high);
+      const T value = math::exp_negative(e[j * kLanes + i] - high);
       e[j * kLanes + i] = value;
       sum += value;
     }
@@ -255,11 +257,10 @@ void softmax(const T* raw, int64_t bins, T logit_scale, T inverse_clip, T* e, Ax
     most[i] = -std::numeric_limits<T>::infinity();
     total[i] = T(0);
   }
-  in_groups(bins,
-            [&](int64_t k, auto n) { highest<normalization, n()>(raw + k * kLanes, logit_scale, inverse_clip, most); });
   in_groups(bins, [&](int64_t k, auto n) {
-    exponentials<normalization, n()>(raw + k * kLanes, logit_scale, inverse_clip, most, e + k * kLanes, total);
+    logits<normalization, n()>(raw + k * kLanes, logit_scale, inverse_clip, e + k * kLanes, most);
   });
+  in_groups(bins, [&](int64_t k, auto n) { exponentials<n()>(most, e + k * kLanes, total); });
 }
 
 template <class T>
@@ -532,13 +533,12 @@ void some_logits_backward(int64_t bin, const T* raw, const T* e, T logit_scale, 
 
 // From gradients of a bin's start and size to those of the raw numbers of all bins; for normalised sizes.
 template <Normalization normalization, class T>
-void logits_backward(const T* raw, const T* e, int64_t bins, T scale, T logit_scale, T inverse_clip, const T* number,
+void logits_backward(const T* raw, const T* e, int64_t bins, T logit_scale, T inverse_clip, const T* number,
                      const T* of_start, const T* of_size, Axis<T>& axis, T* grad) {
 #pragma omp simd
   for (int64_t i = 0; i < kLanes; ++i) {
     const T mean = (of_start[i] * axis.before[i] + of_size[i] * axis.own[i]) * axis.share[i];
     axis.running[i] = mean;
-    axis.factor[i] = scale * axis.share[i];
   }
   in_groups(bins, [&](int64_t k, auto n) {
     const int64_t row = k * kLanes;
@@ -572,10 +572,10 @@ void measure_backward(const SplineOptions& o, const SplineConstants<T>& k, const
   T *grad_widths = rows.grad, *grad_heights = rows.grad + n * kLanes;
   if (o.normalization != Normalization::softplus) {
     with_normalization(o.normalization, [&](auto kind) {
-      logits_backward<kind()>(widths, rows.widths, n, k.width_scale, k.logit_scale, k.inverse_width_clip, s.number, s.x,
-                              s.width, s.widths, grad_widths);
-      logits_backward<kind()>(heights, rows.heights, n, k.height_scale, k.logit_scale, k.inverse_width_clip, s.number,
-                              s.y, s.height, s.heights, grad_heights);
+      logits_backward<kind()>(widths, rows.widths, n, k.logit_scale, k.inverse_width_clip, s.number, s.x, s.width,
+                              s.widths, grad_widths);
+      logits_backward<kind()>(heights, rows.heights, n, k.logit_scale, k.inverse_width_clip, s.number, s.y, s.height,
+                              s.heights, grad_heights);
     });
     return;
   }

@@ -51,7 +51,7 @@ def run(z: Tensor, steps: Sequence[Step], inverse: bool) -> tuple[Tensor, Tensor
 
 
 def _forward(
-    nets: Sequence[Any], steps: Sequence[Step], inverse: bool, z: Tensor, kept: list[Tensor] | None
+    nets: Sequence[Any], steps: Sequence[Step], inverse: bool, z: Tensor, kept: list[Any] | None
 ) -> tuple[Tensor, Tensor]:
     """Adds to `kept` what backward reads: of each step hidden units, raw numbers and what it made of z."""
     log_dets = []
@@ -82,21 +82,23 @@ def _formula(steps: Sequence[Step], inverse: bool, z: Tensor, *parameters: Tenso
 class _Function(torch.autograd.Function):
     @staticmethod
     def forward(ctx, nets, steps, inverse, z, *parameters):  # type: ignore[no-untyped-def]
-        kept: list[Tensor] = []
+        kept: list[Any] = []
         found = _forward(nets, steps, inverse, z, kept)
+        if not _reads_output(steps[-1].form, inverse):
+            kept[-1] = None  # which the caller may change
         ctx.save_for_backward(*kept, z, *parameters)
         ctx.rest = nets, steps, inverse
         ctx.set_materialize_grads(False)
         return found
 
     @staticmethod
-    def backward(ctx, grad_y, grad_log_det):  # type: ignore[no-untyped-def]
+    def backward(ctx, *grads):  # type: ignore[no-untyped-def]
         nets, steps, inverse = ctx.rest
         wanted = ctx.needs_input_grad[3:]
-        if grad_y is grad_log_det is None:
+        if grads[0] is grads[1] is None:
             return (None,) * len(ctx.needs_input_grad)
-        kept, inputs = ctx.saved_tensors[: 3 * len(steps)], ctx.saved_tensors[3 * len(steps) :]
-        grads = (grad_y, grad_log_det)
+        saved = ctx.saved_tensors  # once: under checkpointing they are made anew
+        kept, inputs = saved[: 3 * len(steps)], saved[3 * len(steps) :]
         if torch.is_grad_enabled() or batched(*grads) or not plain_eager(*grads):
             found = registration.differentiate(
                 lambda *tensors: _formula(steps, inverse, *tensors), inputs, wanted, grads
@@ -106,22 +108,28 @@ class _Function(torch.autograd.Function):
         return None, None, None, *found
 
 
+def _reads_output(form: AffineForm, inverse: bool) -> bool:
+    return form.scale != "additive" and reference.saves_output(form, inverse)
+
+
 def _backward(
     nets: Sequence[Any],
     steps: Sequence[Step],
     inverse: bool,
-    grads: tuple[Tensor | None, Tensor | None],
-    kept: Sequence[Tensor],
+    grads: Sequence[Tensor | None],
+    kept: Sequence[Any],
     inputs: Sequence[Tensor],
     wanted: Sequence[bool],
 ) -> list[Tensor | None]:
-    """The gradients of z and of all parameters."""
+    """The gradients of z and of all parameters; nothing is computed for steps before the first that wants any."""
     found: list[Tensor | None] = []
     (grad, grad_log_det), end = grads, len(inputs)
     for i in reversed(range(len(steps))):
+        if not any(wanted[:end]):
+            break
         net, step, (hidden, raw, output) = nets[i], steps[i], kept[3 * i : 3 * i + 3]
-        z = kept[3 * i - 1] if i > 0 else inputs[0]
-        of_z, begin = i > 0 or wanted[0], end - len(step.parameters)
+        begin = end - len(step.parameters)
+        z, of_z = kept[3 * i - 1] if i > 0 else inputs[0], any(wanted[:begin])
         options, half = (step.form, step.passive, inverse), step.kept(z)
         saved = reference.saved((z, raw, None, None, None), (output,), options)
         by = (of_z, True, False, False, False)
@@ -132,4 +140,4 @@ def _backward(
         if grad is not None and of_half is not None:
             step.kept(grad).add_(of_half)
         found, end = [*of_parameters, *found], begin
-    return [grad, *found]
+    return [grad if end == 1 else None, *(None,) * (end - 1), *found]

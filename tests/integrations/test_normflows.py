@@ -181,6 +181,21 @@ def couplings(channels=4, mode="channel", **options):
     return nf.NormalizingFlow(nf.distributions.DiagGaussian(channels), layers[:-1] if channels == 2 else layers)
 
 
+def test_runs_with_shared_additive_and_other_layers(check_parity):
+    def block(mode="channel", **options):
+        return flows.AffineCouplingBlock(nf.nets.MLP([2, 5, options.pop("outputs", 4)]), split_mode=mode, **options)
+
+    def swap():
+        return flows.Permute(4, mode="swap")
+
+    shared = block("channel_inv")
+    layers = [block(), swap(), swap(), shared, block(scale=False, outputs=2), flows.Permute(4), shared, swap(), shared]
+    model = nf.NormalizingFlow(nf.distributions.DiagGaussian(4), layers)
+    model.flows[0].flows[1].param_map.net[0].weight.requires_grad_(False)
+    methods = "inverse_and_log_det", "forward_and_log_det"
+    check_parity(model, torch.randn(7, 4), methods=methods, exact=False)
+
+
 @pytest.mark.parametrize("channels", [2, 4])
 @pytest.mark.parametrize("mode", ["channel", "channel_inv"])
 @pytest.mark.parametrize("scale_map", ["exp", "sigmoid", "sigmoid_inv"])
@@ -188,6 +203,21 @@ def test_runs_of_couplings_and_swaps(check_parity, channels, mode, scale_map):
     methods = "forward", "inverse", "forward_and_log_det", "inverse_and_log_det", "log_prob", "forward_kld"
     model = couplings(channels, mode, scale_map=scale_map)
     check_parity(model, torch.randn(7, channels), methods=methods, replaced=len(model.flows) + 3 * 4 + 1, exact=False)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_couplings_that_do_not_join_are_not_mentioned(strict):
+    block = flows.AffineCouplingBlock(nf.nets.MLP([2, 5, 4]))
+    base = nf.distributions.DiagGaussian(4)
+    for layers in ([block, flows.Permute(4)], [flows.Permute(4, mode="swap"), flows.Permute(4, mode="swap")]):
+        report = accelerate(nf.NormalizingFlow(base, copy.deepcopy(layers)), strict=strict)
+        assert "" not in [r.name for r in report.replaced]
+
+    class Own(nf.NormalizingFlow):
+        pass
+
+    report = accelerate(Own(base, [block, flows.Permute(4, mode="swap"), copy.deepcopy(block)]), strict=strict)
+    assert not report.left_alone
 
 
 def nodes(tensor):

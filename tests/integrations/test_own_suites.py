@@ -65,7 +65,7 @@ SUITES = {
             "Split": (18, 4),
         },
         ops={"actnorm": 32, "affine_coupling": 175, "planar": 9, "radial": 3, "rational_quadratic_spline": 91},
-        unused=("ClassCondFlow", "NormalizingFlow", "NormalizingFlowVAE"),  # where planar or radial layers follow on
+        unused=("ClassCondFlow", "NormalizingFlow", "NormalizingFlowVAE"),  # its tests have no runs in these
         sources=None,
     ),
     "nflows": Suite(

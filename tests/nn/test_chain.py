@@ -8,6 +8,7 @@ from torch import nn
 
 import flowkernels as fk
 from flowkernels.nn.chain import Chain, joined
+from flowkernels.ops import coupling_chain
 
 
 def network(inputs, outputs):
@@ -43,6 +44,16 @@ def test_as_the_layers_apart():
     model, x = flow(), torch.randn(70, 5)
     for found, expected in zip(results(model, x), results(apart(model), x), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_chain_is_one_node(monkeypatch):
+    ran, run = [], coupling_chain.run
+    monkeypatch.setattr(coupling_chain, "run", lambda *arguments: ran.append(run(*arguments)) or ran[-1])
+    model = flow()
+    model.log_prob(torch.randn(7, 5))
+    model.decode([torch.randn(7, 5)])
+    assert [found is not None for found in ran] == [True, True]
+    assert ran[0][0].grad_fn is ran[0][1].grad_fn
 
 
 def test_realnvp_as_its_layers_apart():

@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
 import flowkernels as fk
 from flowkernels.ops import coupling_chain
@@ -80,6 +81,40 @@ def test_only_what_is_wanted_on_cpu():
         value.sum().backward(retain_graph=True)
     assert z.grad is frozen.grad is None
     assert learned.grad is not None
+
+
+def test_steps_before_the_first_that_learns_on_cpu():
+    steps, z = chain(FORMS[0]), torch.randn(70, 6)
+    for parameter in (*steps[0].parameters, *steps[1].parameters):
+        parameter.requires_grad_(False)
+    y, log_det = coupling_chain.run(z, steps, False)
+    found = torch.autograd.grad(y.sum() + log_det.sum(), steps[2].parameters)
+    (true_y, true_log_det), leaves = exact(steps, False, z)
+    true = torch.autograd.grad(true_y.sum() + true_log_det.sum(), leaves[-len(steps[2].parameters) :])
+    for a, b in zip(found, true, strict=True):
+        assert error(a, b) < tolerance(torch.float32, 130)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpoints_on_cpu(reentrant):
+    steps, z = chain(FORMS[1]), torch.randn(70, 6, requires_grad=True)
+    leaves = leaves_of(steps, z)
+    y, log_det = coupling_chain.run(z, steps, False)
+    (y.sum() + log_det.sum()).backward()
+    expected = [leaf.grad for leaf in leaves]
+    for leaf in leaves:
+        leaf.grad = None
+    y, log_det = checkpoint(lambda z: coupling_chain.run(z, steps, False), z, use_reentrant=reentrant)
+    (y.sum() + log_det.sum()).backward()
+    torch.testing.assert_close([leaf.grad for leaf in leaves], expected)
+
+
+def test_an_output_that_backward_does_not_read_may_change_on_cpu():
+    steps, z = chain(FORMS[0]), torch.randn(7, 6, requires_grad=True)
+    (expected,) = torch.autograd.grad(coupling_chain.run(z, steps, False)[0].sum() * 2, z)
+    y, _ = coupling_chain.run(z, steps, False)
+    (found,) = torch.autograd.grad(y.mul_(2).sum(), z)
+    torch.testing.assert_close(found, expected)
 
 
 def test_without_a_graph_on_cpu():

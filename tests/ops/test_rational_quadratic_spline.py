@@ -313,15 +313,24 @@ def test_forms_survive_as_text(form):
     assert dataclasses.replace(form, bound=None) == form
 
 
+@pytest.mark.parametrize("inverse", [False, True], ids=["forward", "inverse"])
 @pytest.mark.parametrize("shape", [(70, 1), (70, 3), (5, 4, 6)], ids=str)
-def test_parameters_that_rows_share_on_cpu(shape):
-    """One set of raw numbers for all rows, and for all channels too, without a copy for each."""
+def test_parameters_that_rows_share_on_cpu(shape, inverse):
     form, x = fk.SplineForm.nflows(4, 3.0), torch.randn(shape)
-    numbers = math.prod(shape[2:])
-    shared = torch.randn(1, shape[1], 11, *shape[2:]).expand(shape[0], -1, -1, *shape[2:])
-    one = torch.randn(1, 1, 11, *(1,) * len(shape[2:])).expand_as(shared)
-    for raw in (shared, one):
-        raw = raw.flatten(1, 2) if numbers == 1 else raw.reshape(shape[0], -1, *shape[2:])
-        found = fk.rational_quadratic_spline(x, raw, form=form)
-        for a, b in zip(found, fk.rational_quadratic_spline(x, raw.contiguous(), form=form), strict=True):
-            torch.testing.assert_close(a, b)
+    raw = torch.randn(1, shape[1] * 11, *shape[2:]).expand(shape[0], *[-1] * (len(shape) - 1))
+    assert raw.stride(0) == 0
+    results = []
+    for own in (raw, raw.contiguous()):
+        leaves = [x.clone().requires_grad_(), own.detach().requires_grad_()]
+        y, log_det = fk.rational_quadratic_spline(*leaves, form=form, inverse=inverse)
+        results.append([y, log_det, *torch.autograd.grad(y.sum() + log_det.square().sum(), leaves)])
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_huge_scaled_logits_on_cpu():
+    """Products that are rounded once in a sum and twice apart, whose difference is beyond the range of exp."""
+    x, raw = torch.linspace(-2, 2, 64)[:, None], 1e12 * torch.randn(64, 23)
+    form = fk.SplineForm(8, 3.0, logit_scale=0.3)
+    for inverse in (False, True):
+        assert all(t.isfinite().all() for t in fk.rational_quadratic_spline(x, raw, form=form, inverse=inverse))
