@@ -49,14 +49,14 @@ STAGES = (
         ),
     ),
     Stage("doctests", ("--doctest-modules", "flowkernels"), least=46),
-    Stage("interpreter", ("tests/ops", "-k", "triton"), least=1780, environment=(("TRITON_INTERPRET", "1"),)),
+    Stage("interpreter", ("tests/ops", "-k", "triton"), least=1815, environment=(("TRITON_INTERPRET", "1"),)),
     Stage(
-        "avx2", ("tests/ops", "-k", "cpu"), least=1750, environment=(("FLOWKERNELS_ISA", "avx2"),), skips=(INTERPRETED,)
+        "avx2", ("tests/ops", "-k", "cpu"), least=1900, environment=(("FLOWKERNELS_ISA", "avx2"),), skips=(INTERPRETED,)
     ),
     Stage(
         "baseline",
         ("tests/ops", "-k", "cpu"),
-        least=1750,
+        least=1900,
         environment=(("FLOWKERNELS_ISA", "baseline"),),
         skips=(INTERPRETED,),
     ),
