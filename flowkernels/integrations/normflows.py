@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..functional import actnorm, affine_coupling, planar, radial
+from ..nn.chain import walk
 from ..ops import coupling_chain, perceptron
 from ..ops.affine_coupling import AffineForm
 from . import nsf
@@ -299,7 +300,7 @@ def _swapping(layers: Sequence[Any], z: Any, inverse: bool) -> tuple[Tensor, Ten
             couplings.append((part, sign * half))
         else:
             sign = -sign
-    z, log_det = _chain(couplings, z, inverse) or _walk(
+    z, log_det = _chain(couplings, z, inverse) or walk(
         [functools.partial(_couple_channels, part, kept=half, inverse=inverse) for part, half in couplings], z
     )
     return z if sign > 0 else torch.roll(z, z.shape[1] // 2, 1), log_det
@@ -330,18 +331,10 @@ class _Run:
         self.kind, self.layers = kind, layers
 
     def __call__(self, z):
-        return self.kind(self.layers, z, False) or _walk(self.layers, z)
+        return self.kind(self.layers, z, False) or walk(self.layers, z)
 
     def inverse(self, z):
-        return self.kind(self.layers, z, True) or _walk([layer.inverse for layer in reversed(self.layers)], z)
-
-
-def _walk(functions: Iterable[Callable], z: Any) -> tuple[Any, Any]:
-    total: Any = 0
-    for function in functions:
-        z, log_det = function(z)
-        total = total + log_det
-    return z, total
+        return self.kind(self.layers, z, True) or walk([layer.inverse for layer in reversed(self.layers)], z)
 
 
 def _kind(layer: nn.Module) -> Any:

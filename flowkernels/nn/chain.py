@@ -23,12 +23,12 @@ class Chain:
 
     def __call__(self, x: Tensor, context: None = None) -> tuple[Tensor, Tensor]:
         found = self._run(self.layers, x, False)
-        return _walked(self.layers, x) if found is None else found
+        return walk(self.layers, x) if found is None else found
 
     def inverse(self, y: Tensor, context: None = None) -> tuple[Tensor, Tensor]:
         layers = self.layers[::-1]
         found = self._run(layers, y, True)
-        return _walked([layer.inverse for layer in layers], y) if found is None else found
+        return walk([layer.inverse for layer in layers], y) if found is None else found
 
     @staticmethod
     def _run(layers: Sequence[Any], x: Tensor, inverse: bool) -> tuple[Tensor, Tensor] | None:
@@ -44,12 +44,13 @@ class Chain:
         return coupling_chain.run(x, steps, inverse)
 
 
-def _walked(functions: Iterable[Any], x: Tensor) -> tuple[Tensor, Tensor]:
-    log_dets = []
+def walk(functions: Iterable[Any], x: Any) -> tuple[Any, Any]:
+    """x after all functions, each of which returns a value and a log-determinant, and the sum of these."""
+    total: Any = 0
     for function in functions:
         x, log_det = function(x)
-        log_dets.append(log_det)
-    return x, sum(log_dets[1:], log_dets[0])
+        total = total + log_det
+    return x, total
 
 
 def joined(layers: Iterable[nn.Module], context: Tensor | None) -> list[tuple[int, Any]]:
