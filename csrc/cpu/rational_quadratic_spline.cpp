@@ -242,7 +242,7 @@ void exponentials(const T* most, T* e, T* total) {
     T sum = total[i];
 #pragma GCC unroll 8
     for (int j = 0; j < n; ++j) {
-      const T value = math::exp_negative(e[j * kLanes + i] - high);
+      const T value = math::exp_normal(e[j * kLanes + i] - high);
       e[j * kLanes + i] = value;
       sum += value;
     }

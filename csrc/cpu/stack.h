@@ -14,14 +14,6 @@
 namespace flowkernels::cpu::FLOWKERNELS_ISA {
 namespace {
 
-#if defined(__AVX512F__)
-constexpr int kVectorBytes = 64;
-#elif defined(__AVX__)
-constexpr int kVectorBytes = 32;
-#else
-constexpr int kVectorBytes = 16;
-#endif
-
 template <class T>
 struct VectorOf {
   typedef T type __attribute__((vector_size(kVectorBytes), may_alias));

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <cstdlib>
+#include <cstring>
 
 #include "cpu/memory.h"
 #include "flow/half.h"
@@ -12,6 +13,14 @@
 
 namespace flowkernels::cpu::FLOWKERNELS_ISA {
 namespace {
+
+#if defined(__AVX512F__)
+constexpr int kVectorBytes = 64;
+#elif defined(__AVX__)
+constexpr int kVectorBytes = 32;
+#else
+constexpr int kVectorBytes = 16;
+#endif
 
 constexpr int64_t kTile = 1024;
 constexpr int64_t kDirectRow = 128;           // rows at least this long are tiles of their own, which need no copy
@@ -285,18 +294,26 @@ T fold(const T* lanes) {
   }
 }
 
-// n running sums, of the values whose indices are equal modulo n. They start from zeros, not from the first n values:
-// g++ would copy those with narrow stores, which hold up the wide loads that follow.
+// n running sums, of the values whose indices are equal modulo n. As vectors, because g++ would write an array to
+// memory in every step.
 template <int n, class T>
 struct Lanes {
   T lane[n];
 
-  Lanes(const T* __restrict values, int64_t count) {
-    for (int j = 0; j < n; ++j) lane[j] = T(0);
+  Lanes(const T* values, int64_t count) {
+    typedef T Vector __attribute__((vector_size(kVectorBytes)));
+    constexpr int width = kVectorBytes / sizeof(T), vectors = n / width;
+    Vector running[vectors] = {};
     int64_t i = 0;
     for (; i + n <= count; i += n) {
-      for (int j = 0; j < n; ++j) lane[j] += values[i + j];
+#pragma GCC unroll 32
+      for (int v = 0; v < vectors; ++v) {
+        Vector next;
+        std::memcpy(&next, values + i + v * width, sizeof next);
+        running[v] += next;
+      }
     }
+    std::memcpy(lane, running, sizeof lane);
     for (int j = 0; i + j < count; ++j) lane[j] += values[i + j];
   }
 };

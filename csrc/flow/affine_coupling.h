@@ -103,7 +103,7 @@ FK_INLINE Multiplier<T> multiplier(T s, T c, T inverse_c, const AffineConstants<
   if constexpr (map <= ScaleMap::softclip) {
     const T log_a = log_scale<map>(s, c, inverse_c);
     const T log_m = divide ? -log_a : log_a;
-    return {math::exp(log_m), log_m};
+    return {math::exp_normal(log_m), log_m};
   }
   const T a = direct_scale<map>(s, k);
   const T log_a = map == ScaleMap::sigmoid ? math::log_sigmoid(s + k.first) : math::log(math::abs(a));

@@ -11,7 +11,7 @@ struct SplitOptions {};
 
 template <bool has_std, class T>
 FK_INLINE T log_normal(T value, T mean, T log_std) {
-  const T v = (value - mean) * (has_std ? math::exp(-log_std) : T(1));
+  const T v = (value - mean) * (has_std ? math::exp_normal(-log_std) : T(1));
   const T kernel = T(-0.5) * (v * v) - T(0.91893853320467274178);  // log sqrt(2 pi)
   return has_std ? kernel - log_std : kernel;
 }
@@ -23,7 +23,7 @@ struct LogNormalGradient {
 
 template <bool has_std, class T>
 FK_INLINE LogNormalGradient<T> log_normal_backward(T grad, T value, T mean, T log_std) {
-  const T inverse_std = has_std ? math::exp(-log_std) : T(1);
+  const T inverse_std = has_std ? math::exp_normal(-log_std) : T(1);
   const T v = (value - mean) * inverse_std;
   const T of_mean = grad * (v * inverse_std);
   return {-of_mean, of_mean, grad * (v * v - T(1))};
