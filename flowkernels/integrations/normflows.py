@@ -54,6 +54,34 @@ class MLP(nets.MLP):
 
 
 @register(
+    nets.ConvNet2d,
+    runs="its convolutions with channels last",
+    note="on the CPU, in float32, from 2 channels and 8x8 pixels on; convolutions and leaky layers alone",
+)
+class ConvNet2d(nets.ConvNet2d):
+    @staticmethod
+    def refuse(module: Any) -> str | None:
+        return None if all(type(part) in (nn.Conv2d, nn.LeakyReLU) for part in module.net) else ""
+
+    def forward(self, x):
+        if not _gains_from_channels_last(x):
+            return super().forward(x)
+        return self.net(x.contiguous(memory_format=torch.channels_last)).contiguous()
+
+
+def _gains_from_channels_last(x: Any) -> bool:
+    """Whether x is a stack of images by channels that torch's convolutions take longer for than for the other layout.
+
+    Below 64 pixels, and with many units, they were slower (4x4 pixels and 512 units: 0.88 times as fast).
+    """
+    if not takes(x) or x.dim() != 4 or x.dtype != torch.float32 or x.device.type != "cpu":
+        return False
+    _, channels, height, width = x.shape
+    by_channels = x.stride(1) >= x.stride(2) >= x.stride(3)
+    return by_channels and channels > 1 and height * width >= 64 and not torch.is_autocast_enabled("cpu")
+
+
+@register(
     nets.ResidualNet,
     runs="a perceptron in one pass",
     note="on the CPU, in float32, without context, dropout and batch normalisation; relu and leaky_relu",

@@ -64,6 +64,33 @@ def test_perceptron(check_parity, sizes, leaky, rows):
     check_parity(nf.nets.MLP(sizes, leaky=leaky), torch.randn(rows, sizes[0]), methods=("forward",), replaced=1)
 
 
+@pytest.mark.parametrize("leaky", [0.0, 0.2])
+@pytest.mark.parametrize("shape", [(3, 2, 8, 8), (3, 6, 9, 16), (3, 1, 8, 8), (3, 2, 4, 4)], ids=str)
+def test_convolutions(check_parity, shape, leaky):
+    net = nf.nets.ConvNet2d((shape[1], 8, 8, 5), (3, 1, 3), leaky, init_zeros=False)
+    check_parity(net, torch.randn(shape), methods=("forward",), replaced=1)
+
+
+def test_convolutions_keep_the_layout_of_their_output():
+    theirs = nf.nets.ConvNet2d((4, 8, 6), (3, 3))
+    ours, formats = copy.deepcopy(theirs), []
+    accelerate(ours)
+    ours.net[0].register_forward_hook(
+        lambda module, inputs, y: formats.append(inputs[0].is_contiguous(memory_format=torch.channels_last))
+    )
+    last = torch.randn(3, 8, 8, 8).contiguous(memory_format=torch.channels_last)
+    for x in (torch.randn(3, 4, 8, 8), torch.randn(3, 8, 8, 8).chunk(2, 1)[1], last[:, :4], last[:, :4].contiguous()):
+        assert ours(x).stride() == theirs(x).stride()
+    ours(torch.randn(3, 4, 8, 8)).sum().backward()
+    assert ours.net[0].weight.grad.is_contiguous()
+    assert formats == [True, True, False, True, True]
+
+
+def test_convolutions_with_other_layers_are_left_alone():
+    report = accelerate(nf.nets.ConvNet2d((4, 8, 6), (3, 3), actnorm=True), strict=True)
+    assert [item.was for item in report.replaced] == ["normflows.ActNorm"]
+
+
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
 def test_perceptron_with_other_layers_is_left_alone(dropout):
     for net in (

@@ -51,6 +51,7 @@ SUITES = {
             "AffineConstFlow": (8, 26),
             "AffineCoupling": (17, 2),
             "AffineCouplingBlock": (17, 70),
+            "ConvNet2d": (14, 12),
             "GlowBlock": (17, 57),
             "MLP": (39, 240),
             "MaskedAffineFlow": (12, 103),
