@@ -198,6 +198,8 @@ void copy(const CopyLoop& loop, const From* __restrict from, To* __restrict to) 
         const int64_t count = loop.size[3], source_step = loop.from[3], target_step = loop.to[3];
         if (source_step == 1 && target_step == 1) {
           for (int64_t e = 0; e < count; ++e) target[e] = convert(source[e], target);
+        } else if (source_step == 2 && target_step == 1) {  // pairs, such as zuko's; a constant makes these vectors
+          for (int64_t e = 0; e < count; ++e) target[e] = convert(source[2 * e], target);
         } else {
           for (int64_t e = 0; e < count; ++e) target[e * target_step] = convert(source[e * source_step], target);
         }
