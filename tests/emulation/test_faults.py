@@ -37,7 +37,11 @@ FAULTS = {
         "mask: wrong values",
     ),
     "sign of log_det": (
-        Fault("flow/affine_coupling.h", "return {math::exp_normal(log_m), log_m}", "return {math::exp_normal(log_m), -log_m}"),
+        Fault(
+            "flow/affine_coupling.h",
+            "return {math::exp_normal(log_m), log_m}",
+            "return {math::exp_normal(log_m), -log_m}",
+        ),
         "lanes: wrong values",
     ),
     "half of a sum": (
