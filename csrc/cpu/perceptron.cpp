@@ -14,16 +14,11 @@ constexpr int kRows = kPerceptronRows;
 constexpr int64_t kThreadedProducts = 1 << 18;  // below this, waking threads costs more than it saves
 constexpr int64_t kParts = 16;                  // into which rows are divided for sums over them
 
-#if defined(__AVX512F__)
-constexpr int kLanes = 16, kVectors = 4;
-#elif defined(__AVX2__)
-constexpr int kLanes = 8, kVectors = 2;
-#else
-constexpr int kLanes = 4, kVectors = 2;
-#endif
+constexpr int kLanes = kVectorBytes / sizeof(float);
+constexpr int kVectors = kVectorBytes == 64 ? 4 : 2;
 constexpr int kHeight = 4;  // with kVectors, the block of a product that is held in registers
 
-typedef float Vector __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
+typedef float Vector __attribute__((vector_size(kVectorBytes), aligned(4), may_alias));
 
 inline Vector vector_at(const float* address) { return *reinterpret_cast<const Vector*>(address); }
 

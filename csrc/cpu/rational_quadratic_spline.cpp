@@ -127,19 +127,13 @@ Places locate(const View& view, const Tile& tile, int64_t* list) {
   return {list, list[0], 0};
 }
 
-// Asks for what the next block will read (or write), that it may arrive while this one is worked on.
-template <bool write, class T>
-void prefetch(const T* from, int64_t count) {
-  constexpr int64_t line = 64 / sizeof(T);
-  for (int64_t i = 0; i < count; i += line) __builtin_prefetch(from + i, write, write ? 3 : 1);
-}
-
 template <class T, class From>
 void gather_rows(const From* base, const Places& at, int64_t step, int64_t count, int64_t parameters, T* rows) {
   if constexpr (std::is_same_v<From, float> && sizeof(T) == 4) {
     if (step == 1 && at.step == parameters) {
       transpose(base + at.first, parameters, rows, kLanes, count, parameters);
-      return prefetch<false>(base + at.first + count * parameters, count * parameters);
+      // The next block, that it may arrive in the second-level cache while this one is worked on.
+      return prefetch<false, 1>(base + at.first + count * parameters, count * parameters);
     }
   }
   for (int64_t p = 0; p < parameters; ++p) {
@@ -158,7 +152,7 @@ void scatter_rows(To* base, const Places& at, int64_t step, int64_t count, int64
   if constexpr (std::is_same_v<To, float> && sizeof(T) == 4) {
     if (step == 1 && at.step == parameters) {
       transpose(rows, kLanes, base + at.first, parameters, parameters, count);
-      return prefetch<true>(base + at.first + count * parameters, count * parameters);
+      return prefetch<true, 3>(base + at.first + count * parameters, count * parameters);
     }
   }
   for (int64_t p = 0; p < parameters; ++p) {
@@ -242,7 +236,7 @@ void exponentials(const T* most, T* e, T* total) {
     T sum = total[i];
 #pragma GCC unroll 8
     for (int j = 0; j < n; ++j) {
-      const T value = math::exp_normal(e[j * kLanes + i] - high);
+      const T value = math::exp_negative(e[j * kLanes + i] - high);
       e[j * kLanes + i] = value;
       sum += value;
     }

@@ -106,6 +106,14 @@ inline bool dense(const View& view, const Tile& tile) {
   return true;
 }
 
+// Asks for memory that will be read (or written); `locality` as __builtin_prefetch has it. Inline, because g++ drops
+// calls of a function that only prefetches.
+template <bool write, int locality, class T>
+FK_INLINE void prefetch(const T* from, int64_t count) {
+  constexpr int64_t line = 64 / sizeof(T);
+  for (int64_t i = 0; i < count; i += line) __builtin_prefetch(from + i, write, locality);
+}
+
 // How kernels walk a tile: as one run of elements, or as rows of whole vectors that tensors need not hold side by side.
 struct Walk {
   int64_t rows;

@@ -22,6 +22,7 @@ pytestmark = pytest.mark.skipif(backends.interpreting(), reason="host functions 
 FUNCTIONS = {
     "exp": ("math::exp(x)", np.exp, (-np.inf, np.inf)),
     "exp_normal": ("math::exp_normal(x)", lambda x: np.where(x < np.float32(-86.9), 0.0, np.exp(x)), (-np.inf, np.inf)),
+    "exp_negative": ("math::exp_negative(x)", lambda x: np.where(x < np.float32(-86.9), 0.0, np.exp(x)), (-np.inf, 0)),
     "tanh": ("math::tanh(x)", np.tanh, (-np.inf, np.inf)),
     "log": ("math::log(x)", np.log, (0, np.inf)),
     "log1p_unit": ("math::log1p_unit(x)", np.log1p, (0, 1)),
