@@ -2,7 +2,7 @@
 
 No GPU is needed. To write the committed table anew:
 
-    python tests/cubins/compile_cuda.py > tests/cubins/cuda_table.json
+    python -m tests.cubins.compile_cuda > tests/cubins/cuda_table.json
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ from pathlib import Path
 
 import pybind11
 
+from . import sass
+
 ROOT = Path(__file__).resolve().parents[2]
 BUILD = ROOT / "build" / "cuda"
-INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9_.]+)")
 KERNEL = re.compile(r"([\w:]+)_kernel<(.*)>\(")
 
 
@@ -89,20 +90,14 @@ def name_of(line: str) -> str | None:
     return found and " ".join(re.findall(r"\w+", f"{found.group(1)} {found.group(2)}"))
 
 
-def opcodes() -> dict[tuple[str, str], collections.Counter]:
-    """How often each opcode occurs, by architecture and kernel."""
-    found: dict[tuple[str, str], collections.Counter] = {}
-    arch, current = "", collections.Counter()
-    for line in dump("-sass").splitlines():
-        if match := INSTRUCTION.match(line):
-            current[match.group(1)] += 1
-        elif line.startswith("arch = "):
-            arch = line.removeprefix("arch = ")
-        elif "Function : " in line:
-            name = name_of(line)
-            current = collections.Counter()
+def codes() -> dict[tuple[str, str], list[sass.Instruction]]:
+    """The instructions of each kernel, by architecture and name."""
+    found: dict[tuple[str, str], list[sass.Instruction]] = {}
+    for arch in dump("-sass").split("\narch = ")[1:]:
+        for function in arch.split("Function : ")[1:]:
+            name = name_of(function.partition("\n")[0])
             if name:  # the kernel that sums rows is in several sources: the same code
-                found[arch, name] = current
+                found[arch.partition("\n")[0], name] = sass.instructions(function)
     return found
 
 
@@ -125,13 +120,21 @@ def count(codes: collections.Counter, pattern: str) -> int:
     return sum(number for code, number in codes.items() if re.match(pattern, code))
 
 
-def describe(codes: collections.Counter, resources: dict[str, int]) -> dict[str, int]:
+def of_a_layer(name: str, code: list[sass.Instruction]) -> dict[str, int]:
+    """For the kernels that go through the layers of a stack."""
+    direction = re.match(r"(forward|backward) (Planar|Radial) ", name)
+    return {"instructions of a layer": sass.instructions_of_a_layer(code, direction[1])} if direction else {}
+
+
+def describe(name: str, code: list[sass.Instruction], resources: dict[str, int]) -> dict[str, int]:
     """One row of the table."""
+    codes = collections.Counter(instruction.opcode for instruction in code)
     return {
         "registers": resources["REG"],
         "stack": resources["STACK"] + resources["LOCAL"],
         "shared": resources["SHARED"],
-        "instructions": sum(codes.values()),
+        "instructions": len(code),
+        **of_a_layer(name, code),
         "local": count(codes, r"LDL|STL"),
         "loads": count(codes, r"LDG"),
         "loads of 128 bits": count(codes, r"LDG.*\.128"),
@@ -145,8 +148,8 @@ def table() -> dict[str, object]:
     """What cuda_table.json holds: for each architecture, for each kernel, its row."""
     resources = usage()
     rows: dict[str, dict[str, object]] = {}
-    for (arch, kernel), codes in sorted(opcodes().items()):
-        rows.setdefault(arch, {})[kernel] = describe(codes, resources[arch, kernel])
+    for (arch, name), code in sorted(codes().items()):
+        rows.setdefault(arch, {})[name] = describe(name, code, resources[arch, name])
     return {"nvcc": compiler_version(), "kernels": rows}
 
 

@@ -4,7 +4,7 @@ Run without TRITON_INTERPRET, in a process of its own; no GPU is needed. The ker
 tensors, up to the launch: so they are compiled for the very signatures and alignments that a GPU would see. To write
 the committed table anew:
 
-    python tests/cubins/compile_triton.py > tests/cubins/triton_table.json
+    python -m tests.cubins.compile_triton > tests/cubins/triton_table.json
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ from flowkernels.ops.affine_coupling import reference
 from flowkernels.ops.native import launcher
 from flowkernels.ops.planar.triton import PlanarBackward
 from flowkernels.ops.triton_launch import Kernel
+
+from . import sass
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -285,17 +287,15 @@ def spline_cases() -> Iterator[tuple[str, tuple[str, ...], dict[str, object]]]:
     yield "spline misaligned", hopper, {"form": circular, "stride": misaligned}
 
 
-def disassemble(cubin: bytes) -> tuple[dict[str, int], list[str], int]:
-    """Resource usage of a cubin, the opcodes of its kernel, and how many come before what odd divisors alone reach."""
+def disassemble(cubin: bytes) -> tuple[dict[str, int], list[sass.Instruction]]:
+    """Resource usage of a cubin, and the instructions of its kernel."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
         command = [TOOLS / "cuobjdump", "-res-usage", "-sass", file.name]
         text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     usage = {name: int(value) for name, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", text)}
-    lines = re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s+(@!?U?P\w+\s+)?([A-Z0-9_.]+)", text, re.MULTILINE)
-    exits = (i + 1 for i, (predicate, opcode) in enumerate(lines) if opcode == "EXIT" and not predicate)
-    return usage, [opcode for _, opcode in lines], next(exits, len(lines))
+    return usage, sass.instructions(text)
 
 
 def widths(opcodes: list[str], name: str) -> dict[str, int]:
@@ -308,10 +308,29 @@ def widths(opcodes: list[str], name: str) -> dict[str, int]:
     return {str(width): found[width] for width in sorted(found)}
 
 
-def nvidia_row(compiled: object, per_thread: float | None, counted: dict[str, str]) -> dict[str, object]:
-    """`counted` are opcodes by what to call them."""
-    usage, opcodes, ordinary = disassemble(compiled.asm["cubin"])
-    straight = {} if per_thread is None else {"instructions per element": round(ordinary / per_thread, 1)}
+def of_an_element(code: list[sass.Instruction], elements: float) -> dict[str, float]:
+    """Of a kernel without loops whose thread has so many elements; what odd divisors alone reach comes last."""
+    exits = (i + 1 for i, found in enumerate(code) if found.opcode == "EXIT" and not found.predicated)
+    return {"instructions per element": round(next(exits, len(code)) / elements, 1)}
+
+
+def of_a_layer(code: list[sass.Instruction], name: str, elements: float) -> dict[str, float]:
+    """Of a stack's kernel whose thread has so many elements of each layer."""
+    if not name.endswith(("forward_kernel", "backward_kernel")):
+        return {"instructions": len(code)}
+    in_loop = sass.instructions_of_a_layer(code, name.split("_")[1])
+    return {"instructions": len(code), "instructions per element and layer": round(in_loop / elements, 1)}
+
+
+def nvidia_row(kernel: Kernel, compiled: object) -> dict[str, object]:
+    usage, code = disassemble(compiled.asm["cubin"])
+    opcodes = [instruction.opcode for instruction in code]
+    name = kernel.kernel.__name__
+    tile = next((a.tile for a in kernel.arguments if hasattr(a, "tile")), None)
+    numbers = tile.rows * tile.columns if tile else kernel.arguments[-1] * kernel.arguments[-2]
+    stack = name.startswith(("planar", "radial"))
+    counted = {"barriers": "BAR"} if stack else {"shuffles": "SHFL"} if name.startswith("rational") else {}
+    elements = numbers / (32 * kernel.warps)
     return {
         "registers": usage["REG"],
         "stack": usage["STACK"] + usage["LOCAL"],
@@ -320,8 +339,8 @@ def nvidia_row(compiled: object, per_thread: float | None, counted: dict[str, st
         "shared": compiled.metadata.shared,
         "loads": widths(opcodes, "LDG"),
         "stores": widths(opcodes, "STG"),
-        **(straight or {"instructions": len(opcodes)}),
-        **{name: sum(found.startswith(opcode) for found in opcodes) for name, opcode in counted.items()},
+        **(of_a_layer(code, name, elements) if stack else of_an_element(code, elements)),
+        **{what: sum(found.startswith(opcode) for found in opcodes) for what, opcode in counted.items()},
         "approximate": sorted(set(APPROXIMATE.findall(compiled.asm["ptx"]))),
     }
 
@@ -330,20 +349,6 @@ def amd_row(compiled: object) -> dict[str, object]:
     text = compiled.asm["amdgcn"]
     names = {"registers": "vgpr_count", "vector spills": "vgpr_spill_count", "scalar spills": "sgpr_spill_count"}
     return {name: int(re.search(rf"\.{key}:\s+(\d+)", text).group(1)) for name, key in names.items()}
-
-
-def row(kernel: Kernel, compiled: object, target: str) -> dict[str, object]:
-    if target.startswith("gfx"):
-        return amd_row(compiled)
-    if kernel.kernel.__name__.startswith(("planar", "radial")):
-        return nvidia_row(compiled, None, {"barriers": "BAR"})
-    constants = next((a for a in kernel.arguments if hasattr(a, "tile")), None)
-    if constants is None:
-        elements = kernel.arguments[-1] * kernel.arguments[-2]
-    else:
-        elements = constants.tile.rows * constants.tile.columns
-    counted = {"shuffles": "SHFL"} if kernel.kernel.__name__.startswith("rational_quadratic_spline") else {}
-    return nvidia_row(compiled, elements / (32 * kernel.warps), counted)
 
 
 def machine_code() -> dict[str, object]:
@@ -361,7 +366,9 @@ def machine_code() -> dict[str, object]:
             function(**arguments)
             for kernel, binary in compiled:
                 short = re.sub(f"^({'|'.join(OPS)})_|_kernel$", "", binary.name)
-                table[f"{name} | {short} | {target}"] = row(kernel, binary, target)
+                table[f"{name} | {short} | {target}"] = (
+                    amd_row(binary) if target.startswith("gfx") else nvidia_row(kernel, binary)
+                )
             compiled.clear()
     return table
 

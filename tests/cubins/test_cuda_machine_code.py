@@ -164,6 +164,16 @@ def test_blocks_fit_the_registers(built):
         assert row["shared"] <= 48 * 1024
 
 
+def test_a_feature_more_costs_few_instructions_in_a_layer(built):
+    """Elementary functions and sums over threads are there once; a feature adds what both directions of the map read,
+    sum and step, and backward what their derivatives do."""
+    most = {"forward Planar": 52, "forward Radial": 24, "backward Planar": 108, "backward Radial": 48}
+    for arch, kernels in built["kernels"].items():
+        for kernel, bound in most.items():
+            few, many = (kernels[f"{kernel} float {features}"]["instructions of a layer"] for features in (2, 16))
+            assert 0 < many - few <= 14 * bound, (arch, kernel)
+
+
 def test_table_is_as_committed(built):
     if built["nvcc"] != COMMITTED["nvcc"]:
         pytest.skip(f"the table was made by nvcc {COMMITTED['nvcc']}; this is another")
@@ -172,7 +182,7 @@ def test_table_is_as_committed(built):
         for arch, name, row in rows(built)
         if COMMITTED["kernels"].get(arch, {}).get(name) != row
     ]
-    assert not changed, "if on purpose: python tests/cubins/compile_cuda.py > tests/cubins/cuda_table.json"
+    assert not changed, "if on purpose: python -m tests.cubins.compile_cuda > tests/cubins/cuda_table.json"
 
 
 SCRIPT = """
