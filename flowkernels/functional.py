@@ -10,12 +10,14 @@ from .ops.affine_coupling import AffineForm
 from .ops.affine_coupling import affine_coupling as _affine_coupling
 from .ops.dequantize import dequantize as _dequantize
 from .ops.dequantize import quantize as _quantize
-from .ops.layout import accumulation_dtype, memory_format
+from .ops.layout import accumulation_dtype
 from .ops.planar import planar as _planar
 from .ops.radial import radial as _radial
 from .ops.rational_quadratic_spline import SplineForm
 from .ops.rational_quadratic_spline import rational_quadratic_spline as _rational_quadratic_spline
 from .ops.split import split as _split
+from .ops.squeeze import squeeze as _squeeze
+from .ops.squeeze import unsqueeze as _unsqueeze
 
 _EXP = AffineForm()
 _EIGHT_BINS = SplineForm()
@@ -280,7 +282,8 @@ def squeeze(x: Tensor, factor: int = 2) -> Tensor:
     the result holds channel c of the pixels in row i and column j of each block, as in Glow, nflows and normflows. It
     is a volume-preserving permutation: log |det J| = 0.
 
-    torch moves the elements: a permuted copy is one pass that reads and writes each of them once, forward and backward.
+    Each element is read and written once, forward and backward: by the compiled module on the CPU where factor is 2, by
+    torch's permuted copy elsewhere.
 
     Args:
         x: shape (B, C, H, W), any dtype and strides.
@@ -301,12 +304,10 @@ def squeeze(x: Tensor, factor: int = 2) -> Tensor:
         True
     """
     _check_factor(x, factor)
-    batch, channels, height, width = x.shape
+    height, width = x.shape[2:]
     if height % factor or width % factor:
         raise ValueError(f"height and width must be multiples of factor={factor}; got x of shape {tuple(x.shape)}")
-    blocks = x.reshape(batch, channels, height // factor, factor, width // factor, factor).permute(0, 1, 3, 5, 2, 4)
-    y = blocks.reshape(batch, channels * factor**2, height // factor, width // factor)
-    return y.contiguous(memory_format=memory_format(x))
+    return _squeeze(x, factor)
 
 
 def unsqueeze(y: Tensor, factor: int = 2) -> Tensor:
@@ -329,12 +330,9 @@ def unsqueeze(y: Tensor, factor: int = 2) -> Tensor:
                   [2., 3.]]]])
     """
     _check_factor(y, factor)
-    batch, channels, height, width = y.shape
-    if channels % factor**2:
+    if y.shape[1] % factor**2:
         raise ValueError(f"channels must be a multiple of factor² = {factor**2}; got y of shape {tuple(y.shape)}")
-    blocks = y.reshape(batch, channels // factor**2, factor, factor, height, width).permute(0, 1, 4, 2, 5, 3)
-    x = blocks.reshape(batch, channels // factor**2, height * factor, width * factor)
-    return x.contiguous(memory_format=memory_format(y))
+    return _unsqueeze(y, factor)
 
 
 def split(x: Tensor, mean: Tensor | None = None, log_std: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:

@@ -2,6 +2,7 @@
 #include "bindings/elementwise.h"
 #include "bindings/perceptron.h"
 #include "bindings/rational_quadratic_spline.h"
+#include "bindings/squeeze.h"
 #include "bindings/stack.h"
 #include "cpu/kernels.h"
 
@@ -71,6 +72,10 @@ struct PerceptronLaunchers {
   }
 };
 
+struct SqueezeLauncher {
+  static void run(const Squeeze& plan, const SqueezeCall& call) { cpu::kernels().squeeze(plan, call); }
+};
+
 using Planar = StackLaunchers<PlanarOptions, &cpu::Kernels::planar_forward, &cpu::Kernels::planar_backward>;
 using Radial = StackLaunchers<RadialOptions, &cpu::Kernels::radial_forward, &cpu::Kernels::radial_backward>;
 
@@ -87,4 +92,5 @@ PYBIND11_MODULE(_cpu, module) {
   bind_elementwise_ops<ElementwiseLaunchers>(module);
   bind_rational_quadratic_spline<SplineLaunchers>(module);
   bind_perceptron<PerceptronLaunchers>(module);
+  bind_squeeze<SqueezeLauncher>(module);
 }

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "cpu/perceptron.h"
+#include "cpu/squeeze.h"
 #include "flow/affine_coupling.h"
 #include "flow/dequantize.h"
 #include "flow/planar.h"
@@ -32,6 +33,7 @@ struct Kernels {
   void (*rational_quadratic_spline_backward)(const SplineBackwardPlan&, const SplineBackwardCall&);
   void (*perceptron_forward)(const Perceptron&, const PerceptronForwardCall&);
   void (*perceptron_backward)(const Perceptron&, const PerceptronBackwardCall&);
+  void (*squeeze)(const Squeeze&, const SqueezeCall&);
 };
 
 // The best set that this processor runs; the environment variable FLOWKERNELS_ISA (baseline, avx2, avx512) lowers the

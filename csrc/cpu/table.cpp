@@ -20,6 +20,7 @@ void rational_quadratic_spline_forward(const SplineForwardPlan& plan, const Spli
 void rational_quadratic_spline_backward(const SplineBackwardPlan& plan, const SplineBackwardCall& call);
 void perceptron_forward(const Perceptron& net, const PerceptronForwardCall& call);
 void perceptron_backward(const Perceptron& net, const PerceptronBackwardCall& call);
+void squeeze(const Squeeze& plan, const SqueezeCall& call);
 
 extern const Kernels table;
 const Kernels table = {
@@ -39,6 +40,7 @@ const Kernels table = {
     rational_quadratic_spline_backward,
     perceptron_forward,
     perceptron_backward,
+    squeeze,
 };
 
 }  // namespace flowkernels::cpu::FLOWKERNELS_ISA

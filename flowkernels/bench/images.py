@@ -108,18 +108,15 @@ def _split(device: torch.device, shape: Shape, learned: bool) -> Problem:
     )
 
 
-def _squeeze(device: torch.device, shape: Shape) -> Problem:
+def _squeeze(device: torch.device, shape: Shape, back: bool) -> Problem:
     (x,) = _random(device, shape)
-    ours = Pair(lambda x: (functional.squeeze(x),), lambda y: (functional.unsqueeze(y),))
-    return Problem(
-        (x,),
-        Pair(natural.squeeze, None),
-        Pair(ours.forward, None),
-        {},
-        functools.partial(counted, ours.forward, (x,)),
-        (1, 1),
-        outputs=(natural.squeeze(x)[0].shape,),
-    )
+    plain, move = (natural.unsqueeze, functional.unsqueeze) if back else (natural.squeeze, functional.squeeze)
+
+    def ours(x: Tensor) -> tuple[Tensor]:
+        return (move(x),)
+
+    cost = functools.partial(counted, ours, (x,))
+    return Problem((x,), Pair(plain, None), Pair(ours, None), {}, cost, (1, 1), outputs=(plain(x)[0].shape,))
 
 
 def _actnorm(device: torch.device, shape: Shape) -> Problem:
@@ -181,7 +178,10 @@ def workloads() -> Iterator[Workload]:
             level, compiled = (QUICK, DEFAULT) if shape == SCORED[0] else (DEFAULT, FULL)
             yield Workload(SPLIT, name, build, level, compiled, target=True, modes=PASSES)
     for shape in SQUEEZED:
-        yield Workload(SQUEEZE, f"squeeze {_name(shape)}", functools.partial(_squeeze, shape=shape), modes=PASSES)
+        build = functools.partial(_squeeze, shape=shape, back=False)
+        yield Workload(SQUEEZE, f"squeeze {_name(shape)}", build, modes=PASSES)
+    build = functools.partial(_squeeze, shape=SCORED[1], back=True)
+    yield Workload(SQUEEZE, f"unsqueeze {_name(SCORED[1])}", build, modes=PASSES)
     for shape in NORMALISED:
         yield Workload(ACTNORM, f"actnorm {_name(shape)}", functools.partial(_actnorm, shape=shape))
         build = functools.partial(_mixed, shape=shape)

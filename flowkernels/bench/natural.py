@@ -252,6 +252,12 @@ def squeeze(x: Tensor) -> tuple[Tensor]:
     return (blocks.reshape(rows, 4 * channels, height // 2, width // 2),)
 
 
+def unsqueeze(y: Tensor) -> tuple[Tensor]:
+    rows, channels, height, width = y.shape
+    blocks = y.view(rows, channels // 4, 2, 2, height, width).permute(0, 1, 4, 2, 5, 3)
+    return (blocks.reshape(rows, channels // 4, 2 * height, 2 * width),)
+
+
 def actnorm(x: Tensor, log_scale: Tensor, shift: Tensor) -> Pair:
     log_det = x[0, 0].numel() * log_scale.sum()
     return x * log_scale[:, None, None].exp() + shift[:, None, None], log_det.expand(x.shape[0])

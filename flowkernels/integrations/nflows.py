@@ -13,13 +13,13 @@ from nflows.nn.nets import resnet
 from nflows.transforms import autoregressive, coupling, nonlinearities
 from torch import Tensor
 
-from ..functional import actnorm, affine_coupling
+from ..functional import actnorm, affine_coupling, squeeze, unsqueeze
 from ..ops.affine_coupling import AffineForm
+from ..ops.squeeze import FACTOR, moves_lines
 from . import nsf
 from .core import family, leave_alone, register, takes
 
 family(transforms.Transform)
-leave_alone(transforms.SqueezeTransform, "one copy already")
 for _permutation in (transforms.Permutation, transforms.RandomPermutation, transforms.ReversePermutation):
     leave_alone(_permutation, "one copy already")
 
@@ -200,6 +200,19 @@ class MaskedPiecewiseRationalQuadraticAutoregressiveTransform(
         return nsf.autoregressive_spline(self, inputs, autoregressive_params, inverse) or super()._elementwise(
             inputs, autoregressive_params, inverse
         )
+
+
+@register(transforms.SqueezeTransform, runs="fk.squeeze", note="on the CPU, by the factor 2, from 4096 elements on")
+class SqueezeTransform(transforms.SqueezeTransform):
+    def forward(self, inputs, context=None):
+        if self.factor != FACTOR or not moves_lines(inputs, False):
+            return super().forward(inputs, context)
+        return squeeze(inputs), inputs.new_zeros(inputs.shape[0])
+
+    def inverse(self, inputs, context=None):
+        if self.factor != FACTOR or not moves_lines(inputs, True):
+            return super().inverse(inputs, context)
+        return unsqueeze(inputs), inputs.new_zeros(inputs.shape[0])
 
 
 @register(transforms.ActNorm, runs="fk.actnorm", note="initialised by the library")

@@ -17,15 +17,15 @@ from normflows.nets import resnet
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..functional import actnorm, affine_coupling, planar, radial
+from ..functional import actnorm, affine_coupling, planar, radial, squeeze, unsqueeze
 from ..nn.chain import walk
 from ..ops import coupling_chain, perceptron
 from ..ops.affine_coupling import AffineForm
+from ..ops.squeeze import moves_lines
 from . import nsf
 from .core import Given, family, leave_alone, plain, register, takes
 
 family(flows.Flow)
-leave_alone(flows.Squeeze, "one copy already")
 leave_alone(flows.Invertible1x1Conv, "one convolution already; in a GlowBlock it also carries the normalisation")
 
 _ADDITIVE = AffineForm("additive")
@@ -484,6 +484,15 @@ class AffineConstFlow(_AffineConstFlow):
 
     def inverse(self, z):
         return _affine(self, z, True) if _is_channelwise(self, z) else super().inverse(z)
+
+
+@register(flows.Squeeze, runs="fk.squeeze", note="on the CPU, from 4096 elements on")
+class Squeeze(flows.Squeeze):
+    def forward(self, z):
+        return (unsqueeze(z), 0) if moves_lines(z, True) else super().forward(z)
+
+    def inverse(self, z):
+        return (squeeze(z), 0) if moves_lines(z, False) else super().inverse(z)
 
 
 @register(flows.ActNorm, runs="fk.actnorm", note="one scale and shift per channel; initialised by the library")

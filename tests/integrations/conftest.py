@@ -13,7 +13,7 @@ def tensors(value):
     """The tensors in what a layer returned, which may be nested; numbers are their own."""
     if isinstance(value, (list, tuple)):
         return [t for item in value for t in tensors(item)]
-    return [value if isinstance(value, torch.Tensor) else torch.tensor(value)]
+    return [value if isinstance(value, torch.Tensor) else torch.tensor(float(value))]
 
 
 def run(model, method, inputs):

@@ -345,7 +345,7 @@ def test_frozen_layers_in_a_run_get_no_gradient():
 
 
 def test_a_model_without_runs_is_not_mentioned():
-    model = nf.NormalizingFlow(nf.distributions.DiagGaussian(2), [flows.Planar((2,)), flows.Squeeze()])
+    model = nf.NormalizingFlow(nf.distributions.DiagGaussian(2), [flows.Planar((2,)), flows.Invertible1x1Conv(2)])
     report = accelerate(model, strict=True)
     assert [r.name for r in report.replaced] == ["flows.0"]
     assert [(left.name, left.known) for left in report.left_alone] == [("flows.1", False)]
@@ -371,6 +371,25 @@ def test_variational_autoencoder_with_a_run():
     assert len(accelerate(model, strict=True).replaced) == 5
     torch.manual_seed(0)
     torch.testing.assert_close(model(x, 2), expected)
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 20, 30), (2, 4, 4, 4)], ids=str)
+def test_squeeze(check_parity, shape):
+    check_parity(flows.Squeeze(), torch.randn(shape), replaced=1)
+    # A half of the channels, or of the columns, as a split leaves it.
+    for half in (torch.randn(shape).chunk(2, 1)[1], torch.randn(*shape[:3], 2 * shape[3])[..., ::2]):
+        layer = flows.Squeeze()
+        expected = layer.inverse(half)[0]
+        accelerate(layer)
+        assert torch.equal(layer.inverse(half)[0], expected)
+        assert torch.equal(layer(expected)[0], half)
+
+
+def test_an_odd_picture_is_refused_as_the_library_does():
+    layer = flows.Squeeze()
+    accelerate(layer)
+    with pytest.raises(RuntimeError, match="is invalid for input of size"):
+        layer.inverse(torch.randn(8, 8, 9, 10))
 
 
 @pytest.mark.parametrize("shape", [(4, 1, 1), (4,)])

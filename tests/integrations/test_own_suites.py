@@ -64,6 +64,7 @@ SUITES = {
             "Radial": (3, 3),
             "ResidualNet": (8, 0),  # of few rows, and more units than are taken then
             "Split": (18, 4),
+            "Squeeze": (5, 0),  # of few elements
         },
         ops={"actnorm": 32, "affine_coupling": 175, "planar": 9, "radial": 3, "rational_quadratic_spline": 91},
         unused=("ClassCondFlow", "NormalizingFlow", "NormalizingFlowVAE"),  # its tests have no runs in these
@@ -79,6 +80,7 @@ SUITES = {
             "PiecewiseRationalQuadraticCDF": (7, 8),
             "PiecewiseRationalQuadraticCouplingTransform": (14, 18),
             "ResidualNet": (44, 10),
+            "SqueezeTransform": (5, 6),
         },
         ops={"actnorm": 10, "affine_coupling": 257, "rational_quadratic_spline": 26},
         unused=("MaskedPiecewiseRationalQuadraticAutoregressiveTransform",),

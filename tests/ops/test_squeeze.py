@@ -1,4 +1,4 @@
-"""Squeeze and unsqueeze, which torch's copies do on every device."""
+"""Squeeze and unsqueeze, by torch's copies and by the compiled module of the CPU."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import flowkernels as fk
+from flowkernels.ops import squeeze as op
 
 from .affine_cases import strided
 
@@ -50,6 +51,57 @@ def test_factor_one_is_a_copy_of_nothing():
     """A view will do: nothing is moved."""
     x = torch.randn(2, 3, 4, 4)
     assert fk.squeeze(x, 1).data_ptr() == x.data_ptr()
+
+
+# Lines of known and of other lengths; sizes that threads share, and that they do not.
+MOVED = [(64, 1, 28, 28), (3, 6, 16, 16), (3, 12, 32, 32), (40, 4, 8, 8), (5, 3, 14, 20), (16, 2, 64, 50)]
+
+
+@pytest.mark.parametrize("how", ["contiguous", "channels_last", "half of the channels", "part of the lines"])
+@pytest.mark.parametrize("shape", MOVED, ids=str)
+def test_the_compiled_module_moves_the_same(shape, how):
+    rows, channels, height, width = shape
+    for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.uint8, torch.bool, torch.int64):
+        x = (200 * torch.rand(rows, 2 * channels, height + 4, width)).to(dtype)
+        x = x[:, channels:] if how.startswith("half") else x[:, :channels]
+        x = x[:, :, 2:-2] if how.startswith("part") else x[:, :, 4:].clone()
+        if how == "channels_last":
+            x = x.contiguous(memory_format=torch.channels_last)
+        y = fk.squeeze(x)
+        with fk.backend("reference"):
+            expected = fk.squeeze(x)
+            assert torch.equal(fk.unsqueeze(y), x)
+        assert torch.equal(y, expected)
+        assert y.stride() == expected.stride()
+        assert torch.equal(fk.unsqueeze(y), x)
+        assert op._plan(x, False) is not None
+        assert op._plan(y, True) is not None
+
+
+def test_gradients_of_what_the_compiled_module_moves():
+    x = torch.randn(2, 4, 24, 24, dtype=torch.float64, requires_grad=True)
+    y = fk.squeeze(x)
+    assert "_Function" in y.grad_fn.name()
+    weights = torch.randn_like(y)
+    (grad,) = torch.autograd.grad((y**3 * weights).sum(), x, create_graph=True)
+    expected = 3 * x**2 * fk.unsqueeze(weights)
+    torch.testing.assert_close(grad, expected)
+    (second,) = torch.autograd.grad(grad.sum(), x)
+    torch.testing.assert_close(second, 6 * x * fk.unsqueeze(weights))
+    (expanded,) = torch.autograd.grad(fk.squeeze(x).sum(), x)
+    assert torch.equal(expanded, torch.ones_like(x))
+
+
+def test_what_is_watched_is_torch_s_own():
+    x = torch.randn(4, 4, 32, 32)
+    expected = fk.squeeze(x)
+    assert torch.equal(torch.func.vmap(lambda t: fk.squeeze(t[None])[0])(x), expected)
+    value, tangent = torch.func.jvp(fk.squeeze, (x,), (x,))
+    assert torch.equal(value, expected)
+    assert torch.equal(tangent, expected)
+    assert torch.equal(torch.compile(fk.squeeze, fullgraph=True, backend="eager")(x), expected)
+    assert fk.squeeze(torch.complex(x, x)).imag.equal(expected)
+    assert torch.equal(fk.squeeze(torch.complex(x, x).conj().imag), -expected)
 
 
 @pytest.mark.parametrize(
