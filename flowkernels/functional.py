@@ -498,8 +498,9 @@ def quantize(z: Tensor, *, levels: int = 256, alpha: float = 1e-5) -> Tensor:
 def actnorm(x: Tensor, log_scale: Tensor, shift: Tensor, *, inverse: bool = False) -> tuple[Tensor, Tensor]:
     """Scale and shift each channel: y = exp(log_scale) x + shift, and its log-determinant, in one pass.
 
-    Kingma and Dhariwal, "Glow" (2018), section 3.1. torch's batch normalisation with fixed statistics is this map, one
-    pass forward and one backward that also sums the gradients of scale and shift over the batch; it does the work.
+    Kingma and Dhariwal, "Glow" (2018), section 3.1. Backward is one pass too, which also sums the gradients of scale
+    and shift over the batch. The compiled module does both on the CPU in float32 and float64, elsewhere torch's batch
+    normalisation with fixed statistics, which is this map.
 
     Args:
         x: shape (B, C, ...), floating point, any strides.
@@ -533,8 +534,9 @@ def actnorm(x: Tensor, log_scale: Tensor, shift: Tensor, *, inverse: bool = Fals
     _check_inverse(inverse)
     if x.dim() < 2:
         raise ValueError(f"x must have shape (B, C, ...); got {tuple(x.shape)}")
+    channels = x.shape[1:2]
     for name, value in (("log_scale", log_scale), ("shift", shift)):
-        if value.shape != x.shape[1:2]:
+        if value.shape != channels:
             raise ValueError(
                 f"{name} must have shape ({x.shape[1]},), one number per channel; got {tuple(value.shape)}"
             )

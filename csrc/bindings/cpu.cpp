@@ -1,3 +1,4 @@
+#include "bindings/actnorm.h"
 #include "bindings/affine_coupling.h"
 #include "bindings/elementwise.h"
 #include "bindings/perceptron.h"
@@ -72,6 +73,15 @@ struct PerceptronLaunchers {
   }
 };
 
+struct ActnormLaunchers {
+  static void forward(const Actnorm& plan, const ActnormForwardCall& call) {
+    cpu::kernels().actnorm_forward(plan, call);
+  }
+  static void backward(const Actnorm& plan, const ActnormBackwardCall& call) {
+    cpu::kernels().actnorm_backward(plan, call);
+  }
+};
+
 struct SqueezeLauncher {
   static void run(const Squeeze& plan, const SqueezeCall& call) { cpu::kernels().squeeze(plan, call); }
 };
@@ -92,5 +102,6 @@ PYBIND11_MODULE(_cpu, module) {
   bind_elementwise_ops<ElementwiseLaunchers>(module);
   bind_rational_quadratic_spline<SplineLaunchers>(module);
   bind_perceptron<PerceptronLaunchers>(module);
+  bind_actnorm<ActnormLaunchers>(module);
   bind_squeeze<SqueezeLauncher>(module);
 }

@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "cpu/actnorm.h"
 #include "cpu/perceptron.h"
 #include "cpu/squeeze.h"
 #include "flow/affine_coupling.h"
@@ -33,6 +34,8 @@ struct Kernels {
   void (*rational_quadratic_spline_backward)(const SplineBackwardPlan&, const SplineBackwardCall&);
   void (*perceptron_forward)(const Perceptron&, const PerceptronForwardCall&);
   void (*perceptron_backward)(const Perceptron&, const PerceptronBackwardCall&);
+  void (*actnorm_forward)(const Actnorm&, const ActnormForwardCall&);
+  void (*actnorm_backward)(const Actnorm&, const ActnormBackwardCall&);
   void (*squeeze)(const Squeeze&, const SqueezeCall&);
 };
 

@@ -20,6 +20,8 @@ void rational_quadratic_spline_forward(const SplineForwardPlan& plan, const Spli
 void rational_quadratic_spline_backward(const SplineBackwardPlan& plan, const SplineBackwardCall& call);
 void perceptron_forward(const Perceptron& net, const PerceptronForwardCall& call);
 void perceptron_backward(const Perceptron& net, const PerceptronBackwardCall& call);
+void actnorm_forward(const Actnorm& plan, const ActnormForwardCall& call);
+void actnorm_backward(const Actnorm& plan, const ActnormBackwardCall& call);
 void squeeze(const Squeeze& plan, const SqueezeCall& call);
 
 extern const Kernels table;
@@ -40,6 +42,8 @@ const Kernels table = {
     rational_quadratic_spline_backward,
     perceptron_forward,
     perceptron_backward,
+    actnorm_forward,
+    actnorm_backward,
     squeeze,
 };
 

@@ -1,4 +1,4 @@
-"""Activation normalisation, which torch's batch normalisation does on every device, against its formula."""
+"""Activation normalisation, by torch's batch normalisation and by the compiled module, against its formula."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import torch
 from torch.autograd import gradcheck, gradgradcheck
 
 import flowkernels as fk
+from flowkernels.ops.layout import memory_format
 from flowkernels.tolerances import error, tolerance
 
 from .affine_cases import cast, strided
@@ -77,6 +78,52 @@ def test_derivatives_transforms_and_compile(inverse):
         torch.autograd.grad(torch.compile(loss, fullgraph=True, backend="aot_eager")(*leaves), leaves),
     ):
         assert all(torch.allclose(a, b) for a, b in zip(got, expected))
+
+
+# Few channels, of which several rows are taken at a time, at last fewer; many; parts of the batch; long rows.
+COMPILED = [(130, 3), (1000, 64), (40000, 2), (3, 200), (70, 5, 30, 20), (1, 2, 90, 70), (300, 1, 7, 7), (6, 70, 4, 4)]
+
+
+@pytest.mark.parametrize("how", ["contiguous", "channels_last", "half of the channels", "every second row"])
+@pytest.mark.parametrize("inverse", [False, True])
+@pytest.mark.parametrize("shape", COMPILED, ids=str)
+def test_the_compiled_module_against_torch(shape, inverse, how):
+    x, *parameters = (t.float() for t in inputs((2 * shape[0], 2 * shape[1], *shape[2:])))
+    x = x[::2] if how.startswith("every") else x[: shape[0]].clone()
+    x = x[:, shape[1] :] if how.startswith("half") else x[:, : shape[1]].clone() if how != "every second row" else x
+    if how == "channels_last" and x.dim() == 4:
+        x = x.contiguous(memory_format=torch.channels_last)
+    leaves = [t.detach().requires_grad_() for t in (x, *(p[: x.shape[1]] for p in parameters))]
+    outputs = fk.actnorm(*leaves, inverse=inverse)
+    assert "_Function" in outputs[0].grad_fn.name()
+    exact_leaves = [t.detach().double().requires_grad_() for t in leaves]
+    exact = formula(*exact_leaves, inverse)
+    cotangents = [torch.randn_like(t) for t in outputs]
+    found = torch.autograd.grad(outputs, leaves, cotangents, retain_graph=True)
+    truths = torch.autograd.grad(exact, exact_leaves, [g.double() for g in cotangents])
+    for got, truth in zip((*outputs, *found), (*exact, *truths)):
+        assert error(got, truth) <= tolerance(torch.float32, x.numel() // x.shape[1])
+    assert outputs[0].is_contiguous(memory_format=memory_format(x))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    again = torch.autograd.grad(outputs, leaves, cotangents, retain_graph=True)
+    torch.set_num_threads(threads)
+    assert all(map(torch.equal, found, again))
+
+
+@pytest.mark.parametrize("inverse", [False, True])
+def test_gradients_of_some_and_of_many_at_once(inverse):
+    x, log_scale, shift = (t.requires_grad_() for t in inputs((5, 3, 2, 2)))
+    y, log_det = fk.actnorm(x.detach(), log_scale, shift, inverse=inverse)
+    of_log_scale, of_shift = torch.autograd.grad(y.sum() + 2 * log_det.sum(), (log_scale, shift), retain_graph=True)
+    exact = formula(x.detach(), log_scale, shift, inverse)
+    expected = torch.autograd.grad(exact[0].sum() + 2 * exact[1].sum(), (log_scale, shift))
+    torch.testing.assert_close((of_log_scale, of_shift), expected)
+    (alone,) = torch.autograd.grad(log_det.sum(), log_scale, retain_graph=True)
+    assert torch.equal(alone, torch.full((3,), -20.0 if inverse else 20.0).double())
+    many = torch.stack([torch.zeros_like(log_det), torch.ones_like(log_det)])
+    (batch,) = torch.autograd.grad(log_det, log_scale, many, is_grads_batched=True)
+    assert torch.equal(batch, torch.stack([torch.zeros_like(alone), alone]))
 
 
 def test_round_trip():
