@@ -19,14 +19,14 @@ from torch.nn import functional as F
 
 from ..functional import actnorm, affine_coupling, planar, radial, squeeze, unsqueeze
 from ..nn.chain import walk
+from ..nn.conv1x1 import pointwise
 from ..ops import coupling_chain, perceptron
 from ..ops.affine_coupling import AffineForm
 from ..ops.squeeze import moves_lines
 from . import nsf
-from .core import Given, family, leave_alone, plain, register, takes
+from .core import Given, family, plain, register, takes
 
 family(flows.Flow)
-leave_alone(flows.Invertible1x1Conv, "one convolution already; in a GlowBlock it also carries the normalisation")
 
 _ADDITIVE = AffineForm("additive")
 _FORMS = {name: AffineForm.normflows(name) for name in ("exp", "sigmoid", "sigmoid_inv")}
@@ -64,9 +64,21 @@ class ConvNet2d(nets.ConvNet2d):
         return None if all(type(part) in (nn.Conv2d, nn.LeakyReLU) for part in module.net) else ""
 
     def forward(self, x):
-        if not _gains_from_channels_last(x):
+        if not _gains_from_channels_last(x) or not plain(self.net):
             return super().forward(x)
-        return self.net(x.contiguous(memory_format=torch.channels_last)).contiguous()
+        x = x.contiguous(memory_format=torch.channels_last)
+        for layer in self.net:
+            x = _convolve(layer, x)
+        return x.contiguous()
+
+
+def _convolve(layer: nn.Module, x: Tensor) -> Tensor:
+    """What a layer makes of x with channels last, where a convolution of single pixels is a product of matrices."""
+    if not isinstance(layer, nn.Conv2d) or layer.kernel_size != (1, 1) or not plain(layer):
+        return layer(x)  # type: ignore[no-any-return]
+    if (layer.stride, layer.padding, layer.groups) != ((1, 1), (0, 0), 1):
+        return layer(x)  # type: ignore[no-any-return]
+    return F.linear(x.permute(0, 2, 3, 1), layer.weight.flatten(1), layer.bias).permute(0, 3, 1, 2)
 
 
 def _gains_from_channels_last(x: Any) -> bool:
@@ -506,6 +518,30 @@ class ActNorm(flows.ActNorm):
         return _affine(self, z, True) if ready else super().inverse(z)
 
 
+@register(
+    flows.Invertible1x1Conv,
+    runs="a product for each image",
+    note="on the CPU; in a GlowBlock it also carries the normalisation",
+)
+class Invertible1x1Conv(flows.Invertible1x1Conv):
+    def forward(self, z):
+        return _mixed(self, z, True) if _is_mixed(self, z) else super().forward(z)
+
+    def inverse(self, z):
+        return _mixed(self, z, False) if _is_mixed(self, z) else super().inverse(z)
+
+
+def _is_mixed(conv: Any, z: Any) -> bool:
+    """Whether a product of matrices can be the convolution."""
+    given = takes(z, conv.L if conv.use_lu else conv.W) and z.dim() == 4 and z.shape[1] == conv.num_channels
+    return given and not torch.is_autocast_enabled(z.device.type)
+
+
+def _mixed(conv: Any, z: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
+    weight, per_pixel = _mixing(conv, inverse)
+    return pointwise(z, weight), per_pixel * (z.shape[2] * z.shape[3])
+
+
 @register(flows.GlowBlock, runs="convolution and normalisation in one pass", note="its coupling runs as a block does")
 class GlowBlock(flows.GlowBlock):
     def forward(self, z):
@@ -515,7 +551,7 @@ class GlowBlock(flows.GlowBlock):
         z, log_det = coupling(z)
         weight, per_pixel = _mixing(conv, True)
         scale = norm.s.flatten()
-        y = F.conv2d(z, (scale.exp()[:, None] * weight)[:, :, None, None], norm.t.flatten())
+        y = pointwise(z, scale.exp()[:, None] * weight, norm.t.flatten())
         return y, log_det + (per_pixel + scale.sum()) * (z.shape[2] * z.shape[3])
 
     def inverse(self, z):
@@ -525,20 +561,19 @@ class GlowBlock(flows.GlowBlock):
         weight, per_pixel = _mixing(conv, False)
         scale = norm.s.flatten()
         weight = weight * torch.exp(-scale)
-        x = F.conv2d(z, weight[:, :, None, None], -(weight @ norm.t.flatten()))
+        x = pointwise(z, weight, -(weight @ norm.t.flatten()))
         x, log_det = coupling.inverse(x)
         return x, log_det + (per_pixel - scale.sum()) * (z.shape[2] * z.shape[3])
 
 
 def _is_fused(block: Any, z: Any) -> bool:
     """Whether a block's convolution can carry its normalisation; its first call initialises, by the library's code."""
-    if len(block.flows) != 3 or not takes(z) or z.dim() != 4 or torch.is_autocast_enabled(z.device.type):
+    if len(block.flows) != 3 or not takes(z):
         return False
     _, conv, norm = block.flows
     return (
-        type(conv) is flows.Invertible1x1Conv and type(norm) is ActNorm and plain(conv) and plain(norm)
-        and _is_channelwise(norm, z) and bool(norm.data_dep_init_done > 0)
-        and takes(conv.L if conv.use_lu else conv.W, norm.s)
+        type(conv) is Invertible1x1Conv and type(norm) is ActNorm and plain(conv) and plain(norm)
+        and _is_mixed(conv, z) and _is_channelwise(norm, z) and bool(norm.data_dep_init_done > 0)
     )  # fmt: skip
 
 

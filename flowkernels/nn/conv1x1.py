@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..ops.layout import accumulation_dtype
+from ..ops.layout import accumulation_dtype, memory_format
 from .actnorm import ActNorm
 from .arguments import whole
 
@@ -150,9 +150,18 @@ def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """weight x + bias for the channels of each pixel."""
     if x.dim() < 2 or x.shape[1] != weight.shape[1]:
         raise ValueError(f"x must have shape (B, {weight.shape[1]}, ...); got {tuple(x.shape)}")
-    image = x if x.dim() == 4 else x.reshape(*x.shape[:2], math.prod(x.shape[2:]), 1)
-    bias = None if bias is None else bias.to(x.dtype)
-    return F.conv2d(image, weight.to(x.dtype)[:, :, None, None], bias).reshape(x.shape)
+    weight, bias = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
+    if x.dim() == 2:
+        return F.linear(x, weight, bias)
+    pixels = math.prod(x.shape[2:])
+    if x.is_cpu and x.shape[1] <= 4 * pixels and memory_format(x) is torch.contiguous_format:
+        # A product for each example: torch's convolution takes several times as long, for images in order. Its gradient
+        # has a matrix for each example, which many channels of few pixels would make large.
+        matrices, rows = weight.expand(x.shape[0], *weight.shape), x.flatten(2)
+        y = torch.bmm(matrices, rows) if bias is None else torch.baddbmm(bias[:, None], matrices, rows)
+        return y.view(x.shape)
+    image = x if x.dim() == 4 else x.reshape(*x.shape[:2], pixels, 1)
+    return F.conv2d(image, weight[:, :, None, None], bias).reshape(x.shape)
 
 
 def per_pixel(log_det: Tensor, x: Tensor) -> Tensor:

@@ -345,10 +345,11 @@ def test_frozen_layers_in_a_run_get_no_gradient():
 
 
 def test_a_model_without_runs_is_not_mentioned():
-    model = nf.NormalizingFlow(nf.distributions.DiagGaussian(2), [flows.Planar((2,)), flows.Invertible1x1Conv(2)])
+    model = nf.NormalizingFlow(nf.distributions.DiagGaussian(2), [flows.Planar((2,)), flows.LULinearPermute(2)])
     report = accelerate(model, strict=True)
     assert [r.name for r in report.replaced] == ["flows.0"]
-    assert [(left.name, left.known) for left in report.left_alone] == [("flows.1", False)]
+    parts = [("flows.1.permutation", False), ("flows.1.linear", False)]
+    assert [(left.name, left.known) for left in report.left_alone] == parts
 
 
 def test_a_conditional_model_is_not_mentioned():
@@ -412,6 +413,12 @@ def test_actnorm_is_initialised_as_the_library_does(method):
     for _ in range(2):
         torch.testing.assert_close(getattr(ours, method)(x), getattr(theirs, method)(x))
     torch.testing.assert_close(ours.state_dict(), theirs.state_dict())
+
+
+@pytest.mark.parametrize("use_lu", [False, True])
+@pytest.mark.parametrize("shape", [(3, 4, 6, 5), (2, 9, 1, 2)], ids=str)
+def test_invertible_convolution(check_parity, shape, use_lu):
+    check_parity(flows.Invertible1x1Conv(shape[1], use_lu), torch.randn(shape), replaced=1)
 
 
 @pytest.mark.parametrize(

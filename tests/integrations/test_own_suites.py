@@ -53,6 +53,7 @@ SUITES = {
             "AffineCouplingBlock": (17, 70),
             "ConvNet2d": (14, 12),
             "GlowBlock": (17, 57),
+            "Invertible1x1Conv": (17, 17),
             "MLP": (39, 240),
             "MaskedAffineFlow": (12, 103),
             "MaskedPiecewiseRationalQuadraticAutoregressive": (7, 59),
