@@ -531,6 +531,8 @@ def actnorm(x: Tensor, log_scale: Tensor, shift: Tensor, *, inverse: bool = Fals
             raise TypeError(f"{name} must be floating point; got {value.dtype}")
         if value.dtype == torch.float64 and x.dtype != torch.float64:
             raise TypeError(f"{name} has dtype float64 and x has {x.dtype}; cast {name} down or x up")
+        if value.device != x.device:
+            raise TypeError(f"{name} is on {value.device} and x on {x.device}; they must be on one device")
     _check_inverse(inverse)
     if x.dim() < 2:
         raise ValueError(f"x must have shape (B, C, ...); got {tuple(x.shape)}")

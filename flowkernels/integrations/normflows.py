@@ -64,7 +64,7 @@ class ConvNet2d(nets.ConvNet2d):
         return None if all(type(part) in (nn.Conv2d, nn.LeakyReLU) for part in module.net) else ""
 
     def forward(self, x):
-        if not _gains_from_channels_last(x) or not plain(self.net):
+        if not _gains_from_channels_last(x) or type(self.net) is not nn.Sequential or not plain(self.net):
             return super().forward(x)
         x = x.contiguous(memory_format=torch.channels_last)
         for layer in self.net:
@@ -74,7 +74,7 @@ class ConvNet2d(nets.ConvNet2d):
 
 def _convolve(layer: nn.Module, x: Tensor) -> Tensor:
     """What a layer makes of x with channels last, where a convolution of single pixels is a product of matrices."""
-    if not isinstance(layer, nn.Conv2d) or layer.kernel_size != (1, 1) or not plain(layer):
+    if type(layer) is not nn.Conv2d or layer.kernel_size != (1, 1) or not plain(layer):
         return layer(x)  # type: ignore[no-any-return]
     if (layer.stride, layer.padding, layer.groups) != ((1, 1), (0, 0), 1):
         return layer(x)  # type: ignore[no-any-return]

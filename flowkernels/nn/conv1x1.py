@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .._compat import inside_transform, tracing_inside_transform
 from ..ops.layout import accumulation_dtype, memory_format
 from .actnorm import ActNorm
 from .arguments import whole
@@ -154,7 +155,8 @@ def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if x.dim() == 2:
         return F.linear(x, weight, bias)
     pixels = math.prod(x.shape[2:])
-    if x.is_cpu and x.shape[1] <= 4 * pixels and memory_format(x) is torch.contiguous_format:
+    transforming = tracing_inside_transform() if torch.compiler.is_compiling() else inside_transform()
+    if x.is_cpu and x.shape[1] <= 4 * pixels and not transforming and memory_format(x) is torch.contiguous_format:
         # A product for each example: torch's convolution takes several times as long, for images in order. Its gradient
         # has a matrix for each example, which many channels of few pixels would make large.
         matrices, rows = weight.expand(x.shape[0], *weight.shape), x.flatten(2)

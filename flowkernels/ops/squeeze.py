@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .. import backends
-from .._compat import inside_transform, plain_eager
+from .._compat import batched, inside_transform, plain_eager
 from .layout import memory_format
 from .plans import plans, remember
 
@@ -25,25 +25,33 @@ def squeeze(x: Tensor, factor: int) -> Tensor:
     """(B, C, H, W) to (B, C f², H / f, W / f)."""
     if factor == FACTOR and (plan := _plan(x, False)) is not None:
         return _move(plan, x, False)
-    batch, channels, height, width = x.shape
-    blocks = x.reshape(batch, channels, height // factor, factor, width // factor, factor).permute(0, 1, 3, 5, 2, 4)
-    y = blocks.reshape(batch, channels * factor**2, height // factor, width // factor)
-    return y.contiguous(memory_format=memory_format(x))
+    return _squeezed(x, factor).contiguous(memory_format=memory_format(x))
 
 
 def unsqueeze(y: Tensor, factor: int) -> Tensor:
     """(B, C f², H, W) to (B, C, H f, W f)."""
     if factor == FACTOR and (plan := _plan(y, True)) is not None:
         return _move(plan, y, True)
+    return _unsqueezed(y, factor).contiguous(memory_format=memory_format(y))
+
+
+def _squeezed(x: Tensor, factor: int) -> Tensor:
+    batch, channels, height, width = x.shape
+    blocks = x.reshape(batch, channels, height // factor, factor, width // factor, factor).permute(0, 1, 3, 5, 2, 4)
+    return blocks.reshape(batch, channels * factor**2, height // factor, width // factor)
+
+
+def _unsqueezed(y: Tensor, factor: int) -> Tensor:
     batch, channels, height, width = y.shape
     blocks = y.reshape(batch, channels // factor**2, factor, factor, height, width).permute(0, 1, 4, 2, 5, 3)
-    x = blocks.reshape(batch, channels // factor**2, height * factor, width * factor)
-    return x.contiguous(memory_format=memory_format(y))
+    return blocks.reshape(batch, channels // factor**2, height * factor, width * factor)
 
 
 def moves_lines(source: Any, back: bool) -> bool:
     """Whether the compiled module does it, from contiguous lines to contiguous lines."""
-    if not isinstance(source, Tensor) or source.dim() != 4 or source.stride(3) != 1:
+    if not isinstance(source, Tensor) or source.dim() != 4 or batched(source) or source.stride(3) != 1:
+        return False
+    if memory_format(source) is torch.channels_last:
         return False
     _, channels, height, width = source.shape
     fits = channels % FACTOR**2 == 0 if back else height % FACTOR == width % FACTOR == 0
@@ -78,6 +86,8 @@ def _made(source: Tensor, back: bool) -> _Plan | None:
     else:
         shape = (batch, 4 * channels, height // 2, width // 2)
         sizes = (batch, channels, *shape[2:])
+    if last and sizes[1] == 1:  # such a picture is in order, which what it is squeezed to is not
+        return None
     strides = torch.empty(shape, device="meta", memory_format=memory_format(source)).stride()
     picture, squeezed = (strides, source.stride()) if back else (source.stride(), strides)
     element_size = source.element_size()
@@ -91,7 +101,7 @@ def _move(plan: _Plan, source: Tensor, back: bool) -> Tensor:
 
 
 def _moved(plan: _Plan, source: Tensor, back: bool) -> Tensor:
-    result = torch.empty(plan.shape, dtype=source.dtype, memory_format=memory_format(source))
+    result = torch.empty(plan.shape, dtype=source.dtype, device=source.device, memory_format=memory_format(source))
     picture, squeezed = (result, source) if back else (source, result)
     plan.run(picture.data_ptr(), squeezed.data_ptr(), back)
     return result
@@ -105,4 +115,6 @@ class _Function(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
+        if batched(grad):  # which has no memory, and no format
+            return None, (_squeezed if ctx.back else _unsqueezed)(grad, FACTOR), None
         return None, squeeze(grad, FACTOR) if ctx.back else unsqueeze(grad, FACTOR), None

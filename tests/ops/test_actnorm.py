@@ -142,6 +142,7 @@ def test_round_trip():
         ({"shift": torch.zeros(3, 1, 1)}, r"shift must have shape \(3,\).*got \(3, 1, 1\)"),
         ({"shift": torch.zeros(3).double()}, r"shift has dtype float64 and x has torch.float32"),
         ({"x": torch.zeros(2, 3, dtype=torch.int64)}, r"x must be floating point; got torch.int64"),
+        ({"shift": torch.zeros(3, device="meta")}, r"shift is on meta and x on cpu; they must be on one device"),
         ({"inverse": 1}, r"inverse must be True or False; got 1"),
         ({"log_scale": None}, r"log_scale must be a tensor; got NoneType"),
     ],

@@ -92,6 +92,26 @@ def test_gradients_of_what_the_compiled_module_moves():
     assert torch.equal(expanded, torch.ones_like(x))
 
 
+def test_four_channels_kept_last():
+    """The picture has one channel: it is in order as well, and what it is squeezed to is not."""
+    y = torch.randn(64, 4, 14, 14).contiguous(memory_format=torch.channels_last)
+    with fk.backend("reference"):
+        expected = fk.unsqueeze(y)
+    assert torch.equal(fk.unsqueeze(y), expected)
+    x = torch.randn(64, 1, 28, 28, requires_grad=True)
+    (grad,) = torch.autograd.grad(fk.squeeze(x), x, y)
+    assert torch.equal(grad, expected)
+
+
+def test_many_gradients_at_once_and_another_default_device():
+    x = torch.randn(2, 4, 24, 24, requires_grad=True)
+    many = torch.randn(3, 2, 16, 12, 12)
+    (grads,) = torch.autograd.grad(fk.squeeze(x), x, many, is_grads_batched=True)
+    assert torch.equal(grads, torch.stack([fk.unsqueeze(g) for g in many]))
+    with torch.device("meta"):
+        assert fk.squeeze(x).device.type == "cpu"
+
+
 def test_what_is_watched_is_torch_s_own():
     x = torch.randn(4, 4, 32, 32)
     expected = fk.squeeze(x)
