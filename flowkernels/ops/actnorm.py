@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from .. import backends
 from .._compat import batched, inside_transform, plain_eager
 from .layout import accumulation_dtype, allocate_like, allocate_log_det, memory_format
+from .native import cpu_module
 from .plans import plans, remember
 
 
@@ -68,8 +69,8 @@ def _plan(x: Tensor, log_scale: Tensor, shift: Tensor, inverse: bool) -> Any:
 
 
 def _made(x: Tensor, inverse: bool) -> Any:
-    module = backends.native_module(backends.CPU)
-    if isinstance(module, str) or backends.requested() not in (backends.AUTO, backends.CPU):
+    module = cpu_module()
+    if module is None:
         return None
     if x.dtype not in (torch.float32, torch.float64) or x.numel() == 0:
         return None

@@ -33,6 +33,12 @@ def _launch_on_cpu(plan: Any, device: torch.device, *tensors: Tensor | None) -> 
     plan(*[0 if t is None else t.data_ptr() for t in tensors], 0, 0, 0)  # without a call for each
 
 
+def cpu_module() -> ModuleType | None:
+    """The compiled module of the CPU, where it is built and no other backend is asked for."""
+    module = backends.native_module(backends.CPU)
+    return None if isinstance(module, str) or backends.requested() not in (backends.AUTO, backends.CPU) else module
+
+
 def launcher(number: int, package: str) -> tuple[ModuleType, Launch]:
     """The module of backend `number` for the op in a package, and how its plans are launched."""
     if number == backends.TRITON:

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from .. import backends
 from .._compat import batched, inside_transform, plain, plain_eager
+from .native import cpu_module
 from .plans import plans, remember
 
 MOST_LAYERS = 8  # as kMostLayers in csrc/cpu/perceptron.h
@@ -99,10 +100,10 @@ def native(x: Tensor, parameters: Sequence[Tensor], slope: float, residual: bool
 
 
 def _made(x: Tensor, parameters: Sequence[Tensor], slope: float, residual: bool) -> Any:
-    module = backends.native_module(backends.CPU)
+    module = cpu_module()
     sizes = [x.shape[1], *[bias.shape[0] for bias in parameters[1::2]]]
     shapes = [shape for a, b in itertools.pairwise(sizes) for shape in ((b, a), (b,))]
-    if isinstance(module, str) or backends.requested() not in (backends.AUTO, backends.CPU):
+    if module is None:
         return None
     if any(p.shape != s or p.dtype != torch.float32 or not p.is_cpu for p, s in zip(parameters, shapes)):
         return None

@@ -15,6 +15,7 @@ from torch import Tensor
 from .. import backends
 from .._compat import batched, inside_transform, plain_eager
 from .layout import memory_format
+from .native import cpu_module
 from .plans import plans, remember
 
 FACTOR = 2  # of the compiled module
@@ -74,8 +75,8 @@ def _plan(source: Tensor, back: bool) -> _Plan | None:
 
 
 def _made(source: Tensor, back: bool) -> _Plan | None:
-    module = backends.native_module(backends.CPU)
-    if isinstance(module, str) or backends.requested() not in (backends.AUTO, backends.CPU):
+    module = cpu_module()
+    if module is None:
         return None
     last = memory_format(source) is torch.channels_last
     if source.dtype.is_complex or not (last or source.stride(3) == 1):
