@@ -144,14 +144,16 @@ class PlanarLayers {
     sum_features<T, rows>(plan_.features, along,
                           [&](int64_t d, int r) { return vector(corrected_, d, r) * vector_at(g + d * rows + r); });
     with_activation(activation_, [&](auto activation) {
+      with_direction(plan_.inverse, [&](auto inverse) {
 #pragma omp simd
-      for (int r = 0; r < rows; ++r) {
-        const PlanarGradient<T> grad =
-            planar_backward<activation.value>(point(saved, r), p_[r], along[r], grad_log_det[r], plan_.inverse);
-        along[r] = grad.along;
-        of_u[r] = grad.of_u;
-        of_log_p[r] = grad.of_log_p;
-      }
+        for (int r = 0; r < rows; ++r) {
+          const PlanarGradient<T> grad =
+              planar_backward<activation.value>(point(saved, r), p_[r], along[r], grad_log_det[r], inverse.value);
+          along[r] = grad.along;
+          of_u[r] = grad.of_u;
+          of_log_p[r] = grad.of_log_p;
+        }
+      });
     });
     const T* seen = plan_.inverse ? next : z;
     if constexpr (per_example) {
@@ -271,16 +273,10 @@ class PlanarLayers {
   // Shared parameters: sums over the rows.
   void add_gradients(const T* seen, const T* g, const T* along, const T* of_u, const T* of_log_p, double* sums) const {
     const int64_t features = plan_.features;
-    for (int64_t d = 0; d < features; ++d) {
-      T corrected = 0, w = 0;
-#pragma omp simd reduction(+ : corrected, w)
-      for (int r = 0; r < rows; ++r) {
-        corrected += of_u[r] * g[d * rows + r];
-        w += along[r] * seen[d * rows + r];
-      }
-      sums[d] += corrected;
-      sums[features + d] += w;
-    }
+    sum_rows<T, rows>(features, sums,
+                      [&](int64_t d, int r) { return vector_at(of_u + r) * vector_at(g + d * rows + r); });
+    sum_rows<T, rows>(features, sums + features,
+                      [&](int64_t d, int r) { return vector_at(along + r) * vector_at(seen + d * rows + r); });
     sums[2 * features] += sum_lanes<T, rows>(of_log_p);
     sums[2 * features + 1] += sum_lanes<T, rows>(along);
   }

@@ -130,16 +130,19 @@ class RadialLayers {
       return vector_at(g + d * rows + r) * (vector_at(z + d * rows + r) - center(d, r));
     });
     const T features = static_cast<T>(plan_.features);
+    const auto differentiate = [&](auto inverse) {
 #pragma omp simd
-    for (int r = 0; r < rows; ++r) {
-      const RadialGradient<T> grad =
-          radial_backward(saved[r], layer(r), outward[r], grad_log_det[r], features, plan_.inverse);
-      gain[r] = grad.scale;
-      outward[r] = grad.outward;
-      shrink[r] = grad.shrink;
-      of_alpha[r] = grad.of_alpha;
-      of_p[r] = grad.of_p;
-    }
+      for (int r = 0; r < rows; ++r) {
+        const RadialGradient<T> grad =
+            radial_backward(saved[r], layer(r), outward[r], grad_log_det[r], features, inverse.value);
+        gain[r] = grad.scale;
+        outward[r] = grad.outward;
+        shrink[r] = grad.shrink;
+        of_alpha[r] = grad.of_alpha;
+        of_p[r] = grad.of_p;
+      }
+    };
+    with_direction(plan_.inverse, differentiate);
     if constexpr (per_example) {
       if (grads_[2] != nullptr) write_gradients(z, g, outward, shrink, of_alpha, of_p);
     } else if (sums != nullptr) {
@@ -226,15 +229,10 @@ class RadialLayers {
   void add_gradients(const T* z, const T* g, const T* outward, const T* shrink, const T* of_alpha, const T* of_p,
                      double* sums) const {
     const int64_t features = plan_.features;
-    for (int64_t d = 0; d < features; ++d) {
-      T total = 0;
-#pragma omp simd reduction(+ : total)
-      for (int r = 0; r < rows; ++r) {
-        const int64_t i = d * rows + r;
-        total += shrink[r] * g[i] - outward[r] * (z[i] - number(d, r));
-      }
-      sums[d] += total;
-    }
+    sum_rows<T, rows>(features, sums, [&](int64_t d, int r) {
+      const int64_t i = d * rows + r;
+      return vector_at(shrink + r) * vector_at(g + i) - vector_at(outward + r) * (vector_at(z + i) - center(d, r));
+    });
     sums[features] += sum_lanes<T, rows>(of_alpha);
     sums[features + 1] += sum_lanes<T, rows>(of_p);
   }

@@ -9,6 +9,7 @@
 
 #include "cpu/memory.h"
 #include "cpu/tiles.h"
+#include "cpu/transpose.h"
 #include "flow/stack.h"
 
 namespace flowkernels::cpu::FLOWKERNELS_ISA {
@@ -72,6 +73,36 @@ inline T sum_lanes(const T* terms) {
 #pragma omp simd reduction(+ : total)
   for (int r = 0; r < rows; ++r) total += terms[r];
   return total;
+}
+
+// sums[d] += the sum over rows of term(d, r), which is a vector of neighbouring rows. The lanes of four features are
+// added together: those of one alone would cost more than the rest.
+template <class T, int rows, class Term>
+inline void sum_rows(int64_t features, double* sums, Term&& term) {
+  constexpr int lanes = kVectorBytes / sizeof(T);
+  const auto total = [&](int64_t d) {
+    Vector<T> partial = term(d, 0);
+#pragma GCC unroll 16
+    for (int r = lanes; r < rows; r += lanes) partial += term(d, r);
+    return partial;
+  };
+  int64_t d = 0;
+  if constexpr (sizeof(T) == sizeof(float)) {
+    for (; d + 4 <= features; d += 4) {
+      Wide partial[4];
+      float totals[4];
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; ++i) partial[i] = (Wide)total(d + i);
+      sum_fours(partial, totals);
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; ++i) sums[d + i] += totals[i];
+    }
+  }
+  for (; d < features; ++d) {
+    alignas(64) T partial[lanes];
+    *reinterpret_cast<Vector<T>*>(partial) = total(d);
+    sums[d] += sum_lanes<T, lanes>(partial);
+  }
 }
 
 // The logarithm of a product with a factor per layer, for each row of a tile.
@@ -296,6 +327,17 @@ inline void with_layers(const StackPlan& plan, F&& f) {
 
 inline bool threaded(const StackPlan& plan, int64_t tiles) {
   return tiles > 1 && plan.rows * plan.depth * (plan.features + 4) >= kThreadedWork;
+}
+
+// Calls f with the direction as a compile-time constant: g++ makes no vectors of a loop that asks for it at run time,
+// unless it happens to move the question out of the loop.
+template <class F>
+FK_INLINE void with_direction(bool inverse, F&& f) {
+  if (inverse) {
+    f(std::true_type{});
+  } else {
+    f(std::false_type{});
+  }
 }
 
 // Layers, a template parameter of what follows, is what an op says about its layers to one thread:

@@ -37,6 +37,11 @@ inline Wide join(const float* from, int64_t step) {
   v = _mm512_insertf32x4(v, _mm_loadu_ps(from + 2 * step), 2);
   return _mm512_insertf32x4(v, _mm_loadu_ps(from + 3 * step), 3);
 }
+inline __m128 add_parts(Wide v) {
+  const __m256 high = _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(v), 1));
+  const __m256 sums = _mm256_add_ps(_mm512_castps512_ps256(v), high);
+  return _mm_add_ps(_mm256_castps256_ps128(sums), _mm256_extractf128_ps(sums, 1));
+}
 inline void part(Wide v, float* to, int64_t step) {
   _mm_storeu_ps(to, _mm512_castps512_ps128(v));
   _mm_storeu_ps(to + step, _mm512_extractf32x4_ps(v, 1));
@@ -53,6 +58,7 @@ inline Wide high_pairs(Wide a, Wide b) { return _mm256_shuffle_ps(a, b, 0xee); }
 inline Wide join(const float* from, int64_t step) {
   return _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(from)), _mm_loadu_ps(from + step), 1);
 }
+inline __m128 add_parts(Wide v) { return _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1)); }
 inline void part(Wide v, float* to, int64_t step) {
   _mm_storeu_ps(to, _mm256_castps256_ps128(v));
   _mm_storeu_ps(to + step, _mm256_extractf128_ps(v, 1));
@@ -65,6 +71,7 @@ inline Wide high_numbers(Wide a, Wide b) { return _mm_unpackhi_ps(a, b); }
 inline Wide low_pairs(Wide a, Wide b) { return _mm_shuffle_ps(a, b, 0x44); }
 inline Wide high_pairs(Wide a, Wide b) { return _mm_shuffle_ps(a, b, 0xee); }
 inline Wide join(const float* from, int64_t) { return _mm_loadu_ps(from); }
+inline __m128 add_parts(Wide v) { return v; }
 inline void part(Wide v, float* to, int64_t) { _mm_storeu_ps(to, v); }
 #endif
 
@@ -76,6 +83,12 @@ inline void transpose_fours(Wide* v) {
   v[1] = high_pairs(a, c);
   v[2] = low_pairs(b, d);
   v[3] = high_pairs(b, d);
+}
+
+// totals[i] = the sum of the numbers of v[i].
+inline void sum_fours(Wide* v, float* totals) {
+  transpose_fours(v);
+  _mm_storeu_ps(totals, add_parts((v[0] + v[1]) + (v[2] + v[3])));
 }
 
 // kWide rows of four numbers become four rows of kWide.
@@ -117,6 +130,11 @@ inline void transpose(const float* from, int64_t from_step, float* to, int64_t t
 }
 
 #else
+
+typedef float Wide __attribute__((vector_size(16)));
+inline void sum_fours(const Wide* v, float* totals) {
+  for (int i = 0; i < 4; ++i) totals[i] = (v[i][0] + v[i][1]) + (v[i][2] + v[i][3]);
+}
 
 inline void transpose(const float* from, int64_t from_step, float* to, int64_t to_step, int64_t rows, int64_t columns) {
   transpose_plainly(from, from_step, to, to_step, rows, columns);
