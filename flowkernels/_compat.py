@@ -34,6 +34,16 @@ def tracing_inside_transform() -> bool:
     return inside_transform()
 
 
+def transforming() -> bool:
+    """`inside_transform`, whether torch.compile traces or not."""
+    return tracing_inside_transform() if torch.compiler.is_compiling() else inside_transform()
+
+
+def autocast_enabled(device: torch.device) -> bool:
+    """Whether autocast is on for a device; it has no answer for those that it does not know, as meta."""
+    return torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
+
+
 def plain_eager(*tensors: Tensor | None) -> bool:
     """Whether ordinary tensors are executed eagerly and nothing watches: no dispatch mode, no subclass, no tracing.
 

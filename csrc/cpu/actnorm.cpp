@@ -13,6 +13,7 @@ namespace {
 constexpr int64_t kColumns = 64;     // at least so many, where rows of few channels can be taken several at a time
 constexpr int64_t kRun = 256;        // neighbouring pixels that are summed before doubles take over
 constexpr int64_t kRowsSummed = 32;  // rows that are
+constexpr int64_t kBlock = 1024;     // columns that one thread sums at a time, in the first-level cache
 constexpr int64_t kMostParts = 64;   // of the sums over a batch
 constexpr int64_t kPart = 16384;     // elements of each, at least
 
@@ -97,29 +98,29 @@ struct Sums {
   double *grad, *product;
 };
 
+// Rows `begin` to `end` of columns from `first` on, a block of them.
 template <bool inverse, class T>
-void backward_lines(const Lines<T>& lines, int64_t begin, int64_t end, const T* grad_y, const T* x, T* grad_x,
-                    Sums sums) {
-  const T *scale = lines.scale, *shift = lines.shift;
-  const Zeros memory(ceil_divide(2 * lines.columns * sizeof(T), sizeof(double)));
-  T *grad = reinterpret_cast<T*>(memory.values), *product = grad + lines.columns;
+void backward_lines(const Lines<T>& lines, int64_t begin, int64_t end, int64_t first, const T* grad_y, const T* x,
+                    T* grad_x, Sums sums) {
+  const T *scale = lines.scale + first, *shift = lines.shift + first;
+  T grad[kBlock] = {}, product[kBlock] = {};
   for (int64_t r = begin; r < end; ++r) {
-    const T *of_y = grad_y + r * lines.columns, *from = x + r * lines.step;
-    const int64_t length = lines.length(r);
+    const T *of_y = grad_y + r * lines.columns + first, *from = x + r * lines.step + first;
+    const int64_t length = smaller(kBlock, lines.length(r) - first);
 #pragma omp simd
     for (int64_t c = 0; c < length; ++c) {
       grad[c] += of_y[c];
       product[c] += of_y[c] * (inverse ? from[c] - shift[c] : from[c]);
     }
     if (grad_x != nullptr) {
-      T* to = grad_x + r * lines.columns;
+      T* to = grad_x + r * lines.columns + first;
 #pragma omp simd
       for (int64_t c = 0; c < length; ++c) to[c] = of_y[c] * scale[c];
     }
     if ((r - begin) % kRowsSummed != kRowsSummed - 1 && r != end - 1) continue;
-    for (int64_t c = 0; c < lines.columns; ++c) {
-      sums.grad[c] += grad[c];
-      sums.product[c] += product[c];
+    for (int64_t c = 0; c < smaller(kBlock, lines.columns - first); ++c) {
+      sums.grad[first + c] += grad[c];
+      sums.product[first + c] += product[c];
       grad[c] = product[c] = 0;
     }
   }
@@ -178,7 +179,8 @@ void finish(const Actnorm& plan, const Lines<T>& lines, int64_t parts, const dou
   }
 }
 
-// Parts of the batch depend on sizes alone, and so do the sums.
+// Parts of the batch do not depend on the number of threads, and neither do the sums. A part has rows enough that its
+// sums, as long as a row, cost less than they do.
 template <bool inverse, class T>
 void backward(const Actnorm& plan, const ActnormBackwardCall& call) {
   const Lines<T> lines(plan, static_cast<const T*>(call.log_scale), static_cast<const T*>(call.shift));
@@ -186,16 +188,19 @@ void backward(const Actnorm& plan, const ActnormBackwardCall& call) {
   T* grad_x = static_cast<T*>(call.grad_x);
   const int64_t count = plan.rows * plan.channels * plan.pixels;
   const int64_t rows = plan.channels_last ? lines.rows : plan.rows;
-  const int64_t wanted = smaller(smaller(rows, kMostParts), ceil_divide(count, kPart));
+  const int64_t most = plan.channels_last ? ceil_divide(rows, kRowsSummed) : rows;
+  const int64_t blocks = plan.channels_last ? ceil_divide(lines.columns, kBlock) : 1;
+  const int64_t wanted = smaller(smaller(most, kMostParts), ceil_divide(count, kPart * blocks));
   const int64_t of_part = wanted > 0 ? ceil_divide(rows, wanted) : 1, parts = ceil_divide(rows, of_part);
   const Zeros sums(parts * 2 * lines.columns);
   if (grad_x != nullptr) advise_huge_pages(grad_x, count * sizeof(T));
 #pragma omp parallel for schedule(static) if (count >= kThreadedElements)
-  for (int64_t part = 0; part < parts; ++part) {
-    const int64_t begin = part * of_part, end = smaller(begin + of_part, rows);
+  for (int64_t task = 0; task < parts * blocks; ++task) {
+    const int64_t part = task / blocks, begin = part * of_part, end = smaller(begin + of_part, rows);
     double* own = sums.values + part * 2 * lines.columns;
     if (plan.channels_last) {
-      backward_lines<inverse>(lines, begin, end, grad_y, x, grad_x, {own, own + lines.columns});
+      const int64_t first = task % blocks * kBlock;
+      backward_lines<inverse>(lines, begin, end, first, grad_y, x, grad_x, {own, own + lines.columns});
     } else {
       backward_planes<inverse>(plan, lines, begin, end, grad_y, x, grad_x, {own, own + lines.columns});
     }

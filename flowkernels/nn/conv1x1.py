@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .._compat import inside_transform, tracing_inside_transform
+from .._compat import autocast_enabled, transforming
 from ..ops.layout import accumulation_dtype, memory_format
 from .actnorm import ActNorm
 from .arguments import whole
@@ -142,9 +144,9 @@ class ActNormConv1x1(nn.Module):
         return x, per_pixel(-log_det - log_scale.sum(), y)
 
 
-def _without_autocast(x: Tensor) -> torch.autocast:
+def _without_autocast(x: Tensor) -> AbstractContextManager[Any]:
     """Autocast is for conditioners: a latent rounded to 8 bits would neither score nor come back right."""
-    return torch.autocast(x.device.type, enabled=False)
+    return torch.autocast(x.device.type, enabled=False) if autocast_enabled(x.device) else nullcontext()
 
 
 def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -155,8 +157,7 @@ def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if x.dim() == 2:
         return F.linear(x, weight, bias)
     pixels = math.prod(x.shape[2:])
-    transforming = tracing_inside_transform() if torch.compiler.is_compiling() else inside_transform()
-    if x.is_cpu and x.shape[1] <= 4 * pixels and not transforming and memory_format(x) is torch.contiguous_format:
+    if x.is_cpu and x.shape[1] <= 4 * pixels and not transforming() and memory_format(x) is torch.contiguous_format:
         # A product for each example: torch's convolution takes several times as long, for images in order. Its gradient
         # has a matrix for each example, which many channels of few pixels would make large.
         matrices, rows = weight.expand(x.shape[0], *weight.shape), x.flatten(2)

@@ -40,6 +40,8 @@ def _formula(x: Tensor, log_scale: Tensor, shift: Tensor, inverse: bool) -> tupl
         shift, total = -shift * scale, -total
     else:
         scale = torch.exp(log_scale)
+    if x.shape[0] == 1 and 1 in x.shape[2:]:
+        x = x.contiguous()  # torch reads gradients in the wrong order where such a picture's strides are channels-last
     mean, variance = torch.zeros_like(scale), torch.ones_like(scale)
     y = F.batch_norm(x, mean, variance, scale, shift, training=False, eps=0.0)
     return y, total.expand(x.shape[0])
@@ -99,12 +101,16 @@ class _Function(torch.autograd.Function):
     def forward(ctx, plan, x, log_scale, shift, inverse):  # type: ignore[no-untyped-def]
         ctx.save_for_backward(x, log_scale, shift)
         ctx.plan, ctx.inverse = plan, inverse
-        return _forward(plan, x, log_scale, shift)
+        y, log_det = _forward(plan, x, log_scale, shift)
+        if not ctx.needs_input_grad[2]:
+            ctx.mark_non_differentiable(log_det)
+        return y, log_det
 
     @staticmethod
     def backward(ctx, grad_y, grad_log_det):  # type: ignore[no-untyped-def]
         saved = ctx.saved_tensors
-        if torch.is_grad_enabled() or batched(grad_y, grad_log_det) or not plain_eager(grad_y, grad_log_det):
+        grads = grad_y, grad_log_det
+        if torch.is_grad_enabled() or batched(*grads) or inside_transform() or not plain_eager(*grads):
             return None, *_formula_of_backward(grad_y, grad_log_det, *saved, ctx.inverse), None
         x, log_scale, shift = saved
         grad_y = grad_y.contiguous(memory_format=memory_format(x))

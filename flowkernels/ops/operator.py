@@ -88,8 +88,7 @@ class Operator:
         request = backends.requested()
         number = backends.resolve(request, tensors[0].device)
         compiling = torch.compiler.is_compiling()
-        transforming = tracing_inside_transform() if compiling else inside_transform()
-        if number == backends.REFERENCE or transforming:
+        if number == backends.REFERENCE or (tracing_inside_transform() if compiling else inside_transform()):
             self._check(*arguments)
             return self._reference.forward(*arguments)
         if compiling or not plain_eager(*tensors):

@@ -421,6 +421,12 @@ def test_invertible_convolution(check_parity, shape, use_lu):
     check_parity(flows.Invertible1x1Conv(shape[1], use_lu), torch.randn(shape), replaced=1)
 
 
+def test_invertible_convolution_without_memory():
+    module = flows.Invertible1x1Conv(3, True)
+    accelerate(module)
+    assert module.to("meta")(torch.empty(2, 3, 4, 4, device="meta"))[0].shape == (2, 3, 4, 4)
+
+
 @pytest.mark.parametrize(
     "options", [{}, {"use_lu": False}, {"scale_map": "exp"}, {"split_mode": "checkerboard"}], ids=str
 )

@@ -121,3 +121,9 @@ def test_compiles_and_takes_an_empty_batch(layer, lu):
         expected = call(x)
         torch.testing.assert_close(torch.compile(call, fullgraph=True, backend="aot_eager")(x), expected)
         assert [tuple(v.shape) for v in call(x[:0])] == [(0, 4, 3, 3), (0,)]
+
+
+@pytest.mark.parametrize("layer", [fk.nn.InvertibleConv1x1, fk.nn.ActNormConv1x1])
+def test_shapes_are_known_without_memory(layer):
+    y, log_det = layer(3).to("meta").eval()(torch.empty(2, 3, 4, 4, device="meta"))
+    assert (y.shape, log_det.shape) == ((2, 3, 4, 4), (2,))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch.autograd import gradcheck, gradgradcheck
+from torch.autograd import forward_ad, gradcheck, gradgradcheck
 
 import flowkernels as fk
 from flowkernels.ops.layout import memory_format
@@ -82,6 +82,7 @@ def test_derivatives_transforms_and_compile(inverse):
 
 # Few channels, of which several rows are taken at a time, at last fewer; many; parts of the batch; long rows.
 COMPILED = [(130, 3), (1000, 64), (40000, 2), (3, 200), (70, 5, 30, 20), (1, 2, 90, 70), (300, 1, 7, 7), (6, 70, 4, 4)]
+COMPILED += [(70, 2500), (5, 1024)]
 
 
 @pytest.mark.parametrize("how", ["contiguous", "channels_last", "half of the channels", "every second row"])
@@ -124,6 +125,37 @@ def test_gradients_of_some_and_of_many_at_once(inverse):
     many = torch.stack([torch.zeros_like(log_det), torch.ones_like(log_det)])
     (batch,) = torch.autograd.grad(log_det, log_scale, many, is_grads_batched=True)
     assert torch.equal(batch, torch.stack([torch.zeros_like(alone), alone]))
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+@pytest.mark.parametrize("shape", [(1, 3, 1, 5), (1, 3, 5, 1), (1, 3, 1, 1)], ids=str)
+def test_a_line_of_pixels_with_channels_last(shape, backend):
+    x, *parameters = inputs(shape)
+    x = x.permute(3, 2, 1, 0).contiguous().permute(3, 2, 1, 0)
+    leaves = [t.requires_grad_() for t in (x, *parameters)]
+    with fk.backend(backend):
+        outputs = fk.actnorm(*leaves)
+    cotangents = [torch.randn_like(t, memory_format=torch.contiguous_format) for t in outputs]
+    found = torch.autograd.grad(outputs, leaves, cotangents)
+    torch.testing.assert_close(found, torch.autograd.grad(formula(*leaves, False), leaves, cotangents))
+
+
+def test_log_det_requires_a_gradient_where_log_scale_does():
+    x, log_scale, shift = inputs((5, 3))
+    y, log_det = fk.actnorm(x.requires_grad_(), log_scale, shift)
+    assert y.requires_grad
+    assert not log_det.requires_grad
+    torch.testing.assert_close(torch.autograd.grad(y.sum(), x)[0], log_scale.exp().expand(5, 3))
+    assert fk.actnorm(x, log_scale.requires_grad_(), shift)[1].requires_grad
+
+
+def test_tangents_of_gradients():
+    x, log_scale, shift = (t.requires_grad_() for t in inputs((5, 3)))
+    y, _ = fk.actnorm(x, log_scale, shift)
+    grad, tangent = torch.randn(2, 5, 3).double()
+    with forward_ad.dual_level():
+        (of_x,) = torch.autograd.grad(y, x, forward_ad.make_dual(grad, tangent))
+        torch.testing.assert_close(forward_ad.unpack_dual(of_x).tangent, tangent * log_scale.exp())
 
 
 def test_round_trip():

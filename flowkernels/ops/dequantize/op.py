@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ... import backends
-from ..._compat import inside_transform, tracing_inside_transform
+from ..._compat import transforming
 from .. import registration
 from ..layout import memory_format
 from ..native import launcher
@@ -36,7 +36,7 @@ registration.define("quantize", "(Tensor z, int levels, float alpha, int backend
 
 def quantize(z: Tensor, levels: int, alpha: float) -> Tensor:
     """The whole numbers whose dequantization gave z, by the backend in force."""
-    if tracing_inside_transform() if torch.compiler.is_compiling() else inside_transform():
+    if transforming():
         check_numbers(levels, alpha)
         check_latent("z", z)
         return reference.quantize(z, levels, alpha)
