@@ -273,10 +273,10 @@ class PlanarLayers {
   // Shared parameters: sums over the rows.
   void add_gradients(const T* seen, const T* g, const T* along, const T* of_u, const T* of_log_p, double* sums) const {
     const int64_t features = plan_.features;
-    sum_rows<T, rows>(features, sums,
-                      [&](int64_t d, int r) { return vector_at(of_u + r) * vector_at(g + d * rows + r); });
-    sum_rows<T, rows>(features, sums + features,
-                      [&](int64_t d, int r) { return vector_at(along + r) * vector_at(seen + d * rows + r); });
+    sum_over_rows<T, rows>(features, sums,
+                           [&](int64_t d, int r) { return vector_at(of_u + r) * vector_at(g + d * rows + r); });
+    sum_over_rows<T, rows>(features, sums + features,
+                           [&](int64_t d, int r) { return vector_at(along + r) * vector_at(seen + d * rows + r); });
     sums[2 * features] += sum_lanes<T, rows>(of_log_p);
     sums[2 * features + 1] += sum_lanes<T, rows>(along);
   }

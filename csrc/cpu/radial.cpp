@@ -229,7 +229,7 @@ class RadialLayers {
   void add_gradients(const T* z, const T* g, const T* outward, const T* shrink, const T* of_alpha, const T* of_p,
                      double* sums) const {
     const int64_t features = plan_.features;
-    sum_rows<T, rows>(features, sums, [&](int64_t d, int r) {
+    sum_over_rows<T, rows>(features, sums, [&](int64_t d, int r) {
       const int64_t i = d * rows + r;
       return vector_at(shrink + r) * vector_at(g + i) - vector_at(outward + r) * (vector_at(z + i) - center(d, r));
     });

@@ -78,7 +78,7 @@ inline T sum_lanes(const T* terms) {
 // sums[d] += the sum over rows of term(d, r), which is a vector of neighbouring rows. The lanes of four features are
 // added together: those of one alone would cost more than the rest.
 template <class T, int rows, class Term>
-inline void sum_rows(int64_t features, double* sums, Term&& term) {
+inline void sum_over_rows(int64_t features, double* sums, Term&& term) {
   constexpr int lanes = kVectorBytes / sizeof(T);
   const auto total = [&](int64_t d) {
     Vector<T> partial = term(d, 0);

@@ -44,9 +44,11 @@ def takes(x: object) -> bool:
 
 def read(net: nn.Sequential) -> tuple[list[Tensor], float] | None:
     """Parameters and slope of linear layers with biases and activations of one kind between; None for anything else."""
+    if type(net) is not nn.Sequential or not plain(net):  # a subclass may do anything with its layers
+        return None
     layers = list(net)
     linear, activations = layers[::2], layers[1::2]
-    if len(linear) != len(activations) + 1 or not plain(net):
+    if len(linear) != len(activations) + 1:
         return None
     parameters, slopes = read_linear(linear), {slope_of(layer) for layer in activations}
     slope = slopes.pop() if slopes else 1.0

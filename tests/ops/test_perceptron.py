@@ -244,6 +244,15 @@ def test_networks_that_are_no_perceptrons_on_cpu():
         assert perceptron.read(hooked) is not None
 
 
+def test_a_sequential_of_another_kind_is_called_on_cpu():
+    class Residual(nn.Sequential):
+        def forward(self, x):
+            return x + super().forward(x)
+
+    net = Residual(nn.Linear(2, 5), nn.ReLU(), nn.Linear(5, 2))
+    assert perceptron.read(net) is None
+
+
 def test_our_own_conditioners_run_it_on_cpu(monkeypatch):
     flow, x = fk.models.nsf(2), torch.randn(70, 2)
     for p in flow.parameters():
