@@ -1,4 +1,4 @@
-"""Runs every stage of the test suite, each in its own process, and holds each to its counts.
+"""Runs every stage of the test suite, each in processes of its own, and holds each to its counts.
 
 A stage that guards something is worth nothing if it is skipped silently: every stage has a least number of passed
 tests, and every skip must match a reason that is allowed on a machine like this one.
@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """One process of pytest: what it runs, and what must come of it."""
+    """One run of pytest: what it runs, and what must come of it."""
 
     name: str
     arguments: tuple[str, ...]
@@ -75,7 +75,9 @@ class Outcome:
 def run(stage: Stage) -> Outcome:
     """Run pytest for a stage and read its report."""
     with tempfile.NamedTemporaryFile(suffix=".xml") as report:
-        command = [sys.executable, "-m", "pytest", f"--junitxml={report.name}", *stage.arguments]
+        # A file is one process's: what its tests build and train, they share.
+        processes = ("-n", str(min(os.cpu_count() or 1, 8)), "--dist", "loadfile")
+        command = [sys.executable, "-m", "pytest", *processes, f"--junitxml={report.name}", *stage.arguments]
         # Tests build with cmake and ninja, which are this environment's.
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
         environment = {**os.environ, "PATH": path, **dict(stage.environment)}
