@@ -83,7 +83,9 @@ def residual_calls(monkeypatch):
 @pytest.mark.parametrize("rows", [7, 100])
 @pytest.mark.parametrize("blocks", [0, 1, 3, 4])
 @pytest.mark.parametrize(
-    "activation", [nn.functional.relu, nn.functional.leaky_relu, nn.ReLU(), nn.LeakyReLU(0.3)], ids=str
+    "activation",
+    [nn.functional.relu, nn.functional.leaky_relu, nn.ReLU(), nn.LeakyReLU(0.3)],
+    ids=["relu", "leaky_relu", "ReLU", "LeakyReLU"],
 )
 def test_residual_network(check_parity, residual_calls, rows, blocks, activation):
     net = nets.nets.ResidualNet(3, 5, 16, num_blocks=blocks, activation=activation)
@@ -100,7 +102,7 @@ def test_residual_network(check_parity, residual_calls, rows, blocks, activation
         {"activation": nn.Tanh()},
         {"activation": nn.ReLU(inplace=True)},
     ],
-    ids=str,
+    ids=["batch normalisation", "context", "tanh", "Tanh", "in place"],
 )
 def test_residual_network_with_other_layers_is_left_alone(options):
     report = accelerate(nets.nets.ResidualNet(3, 5, 16, **options), strict=True)
