@@ -31,6 +31,7 @@ class Stage:
     least: int
     environment: tuple[tuple[str, str], ...] = ()
     skips: tuple[str, ...] = ()
+    share: str = "worksteal"  # how processes share the tests, as pytest-xdist's --dist
 
 
 INTERPRETED = "needs TRITON_INTERPRET=1 or a GPU"
@@ -40,6 +41,7 @@ STAGES = (
         "suite",
         ("tests", "--ignore=tests/gpu"),
         least=8600,
+        share="loadfile",  # what the tests of a file build and train, they share
         skips=(
             "this processor has no",
             INTERPRETED,
@@ -75,8 +77,7 @@ class Outcome:
 def run(stage: Stage) -> Outcome:
     """Run pytest for a stage and read its report."""
     with tempfile.NamedTemporaryFile(suffix=".xml") as report:
-        # A file is one process's: what its tests build and train, they share.
-        processes = ("-n", str(min(os.cpu_count() or 1, 8)), "--dist", "loadfile")
+        processes = ("-n", str(min(os.cpu_count() or 1, 8)), "--dist", stage.share)
         command = [sys.executable, "-m", "pytest", *processes, f"--junitxml={report.name}", *stage.arguments]
         # Tests build with cmake and ninja, which are this environment's.
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
