@@ -48,7 +48,7 @@ inline void part(Wide v, float* to, int64_t step) {
   _mm_storeu_ps(to + 2 * step, _mm512_extractf32x4_ps(v, 2));
   _mm_storeu_ps(to + 3 * step, _mm512_extractf32x4_ps(v, 3));
 }
-#elif defined(__AVX2__)
+#elif defined(__AVX__)
 constexpr int kWide = 8;
 using Wide = __m256;
 inline Wide low_numbers(Wide a, Wide b) { return _mm256_unpacklo_ps(a, b); }
@@ -75,6 +75,8 @@ inline __m128 add_parts(Wide v) { return v; }
 inline void part(Wide v, float* to, int64_t) { _mm_storeu_ps(to, v); }
 #endif
 
+static_assert(sizeof(Wide) == kVectorBytes, "the vectors of tiles.h");
+
 // Transposes every 4 x 4 numbers of four vectors.
 inline void transpose_fours(Wide* v) {
   const Wide a = low_numbers(v[0], v[1]), b = high_numbers(v[0], v[1]);
@@ -85,7 +87,7 @@ inline void transpose_fours(Wide* v) {
   v[3] = high_pairs(b, d);
 }
 
-// totals[i] = the sum of the numbers of v[i].
+// totals[i] = the sum of the numbers of v[i], which are lost.
 inline void sum_fours(Wide* v, float* totals) {
   transpose_fours(v);
   _mm_storeu_ps(totals, add_parts((v[0] + v[1]) + (v[2] + v[3])));
@@ -132,7 +134,7 @@ inline void transpose(const float* from, int64_t from_step, float* to, int64_t t
 #else
 
 typedef float Wide __attribute__((vector_size(16)));
-inline void sum_fours(const Wide* v, float* totals) {
+inline void sum_fours(Wide* v, float* totals) {
   for (int i = 0; i < 4; ++i) totals[i] = (v[i][0] + v[i][1]) + (v[i][2] + v[i][3]);
 }
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .._compat import autocast_enabled, transforming
+from .._compat import transforming
 from ..ops.layout import accumulation_dtype, memory_format
 from .actnorm import ActNorm
 from .arguments import whole
@@ -146,7 +146,8 @@ class ActNormConv1x1(nn.Module):
 
 def _without_autocast(x: Tensor) -> AbstractContextManager[Any]:
     """Autocast is for conditioners: a latent rounded to 8 bits would neither score nor come back right."""
-    return torch.autocast(x.device.type, enabled=False) if autocast_enabled(x.device) else nullcontext()
+    device = x.device.type  # even where autocast is off now: what is exported may run where it is on
+    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
 
 
 def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -40,8 +40,9 @@ def _formula(x: Tensor, log_scale: Tensor, shift: Tensor, inverse: bool) -> tupl
         shift, total = -shift * scale, -total
     else:
         scale = torch.exp(log_scale)
-    if x.shape[0] == 1 and 1 in x.shape[2:]:
-        x = x.contiguous()  # torch reads gradients in the wrong order where such a picture's strides are channels-last
+    kept_last = memory_format(x)
+    if kept_last is not torch.contiguous_format and x.stride() != torch.empty_like(x, memory_format=kept_last).stride():
+        x = x.contiguous()  # torch reads gradients in the wrong order for channels-last strides not its own
     mean, variance = torch.zeros_like(scale), torch.ones_like(scale)
     y = F.batch_norm(x, mean, variance, scale, shift, training=False, eps=0.0)
     return y, total.expand(x.shape[0])

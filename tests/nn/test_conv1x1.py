@@ -127,3 +127,10 @@ def test_compiles_and_takes_an_empty_batch(layer, lu):
 def test_shapes_are_known_without_memory(layer):
     y, log_det = layer(3).to("meta").eval()(torch.empty(2, 3, 4, 4, device="meta"))
     assert (y.shape, log_det.shape) == ((2, 3, 4, 4), (2,))
+
+
+def test_what_is_exported_keeps_its_precision_under_autocast():
+    x = torch.randn(2, 3, 4, 4)
+    exported = torch.export.export(fk.nn.InvertibleConv1x1(3), (x,)).module()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert exported(x)[0].dtype == torch.float32

@@ -128,10 +128,12 @@ def test_gradients_of_some_and_of_many_at_once(inverse):
 
 
 @pytest.mark.parametrize("backend", ["reference", "cpu"])
-@pytest.mark.parametrize("shape", [(1, 3, 1, 5), (1, 3, 5, 1), (1, 3, 1, 1)], ids=str)
-def test_a_line_of_pixels_with_channels_last(shape, backend):
+@pytest.mark.parametrize("shape", [(1, 3, 1, 5), (1, 3, 5, 1), (1, 3, 4, 6), (2, 2, 1, 2)], ids=str)
+def test_channels_last_with_strides_that_torch_would_not_choose(shape, backend):
     x, *parameters = inputs(shape)
-    x = x.permute(3, 2, 1, 0).contiguous().permute(3, 2, 1, 0)
+    odd = {1: (1, 1, shape[1] * shape[3], shape[1]), 2: (4, 1, 1, 2)}[shape[0]]
+    x = torch.empty_strided(shape, odd, dtype=x.dtype).copy_(x)
+    assert memory_format(x) is torch.channels_last
     leaves = [t.requires_grad_() for t in (x, *parameters)]
     with fk.backend(backend):
         outputs = fk.actnorm(*leaves)
