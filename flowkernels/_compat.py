@@ -39,11 +39,6 @@ def transforming() -> bool:
     return tracing_inside_transform() if torch.compiler.is_compiling() else inside_transform()
 
 
-def autocast_enabled(device: torch.device) -> bool:
-    """Whether autocast is on for a device; it has no answer for those that it does not know, as meta."""
-    return torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
-
-
 def plain_eager(*tensors: Tensor | None) -> bool:
     """Whether ordinary tensors are executed eagerly and nothing watches: no dispatch mode, no subclass, no tracing.
 
@@ -54,6 +49,11 @@ def plain_eager(*tensors: Tensor | None) -> bool:
         if t is not None and (type(t) not in _PLAIN or t.is_neg()):
             return False
     return torch._C._len_torch_dispatch_stack() == 0 and torch._C._get_tracing_state() is None
+
+
+def readable(*grads: Tensor | None) -> bool:
+    """Whether a kernel can read gradients: each is one tensor without a tangent, and nobody differentiates further."""
+    return not (torch.is_grad_enabled() or batched(*grads) or inside_transform()) and plain_eager(*grads)
 
 
 def current_stream(device: torch.device) -> int:

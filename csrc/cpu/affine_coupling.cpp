@@ -35,15 +35,6 @@ struct Bounds {
 };
 
 template <class F>
-void with_bool(bool value, F&& f) {
-  if (value) {
-    f(std::true_type());
-  } else {
-    f(std::false_type());
-  }
-}
-
-template <class F>
 void with_formula(const AffinePlan& plan, F&& f) {
   with_map(plan.map, [&](auto map) {
     with_bool(plan.divide, [&](auto divide) {

@@ -144,7 +144,7 @@ class PlanarLayers {
     sum_features<T, rows>(plan_.features, along,
                           [&](int64_t d, int r) { return vector(corrected_, d, r) * vector_at(g + d * rows + r); });
     with_activation(activation_, [&](auto activation) {
-      with_direction(plan_.inverse, [&](auto inverse) {
+      with_bool(plan_.inverse, [&](auto inverse) {
 #pragma omp simd
         for (int r = 0; r < rows; ++r) {
           const PlanarGradient<T> grad =

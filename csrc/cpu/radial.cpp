@@ -130,7 +130,7 @@ class RadialLayers {
       return vector_at(g + d * rows + r) * (vector_at(z + d * rows + r) - center(d, r));
     });
     const T features = static_cast<T>(plan_.features);
-    const auto differentiate = [&](auto inverse) {
+    with_bool(plan_.inverse, [&](auto inverse) {
 #pragma omp simd
       for (int r = 0; r < rows; ++r) {
         const RadialGradient<T> grad =
@@ -141,8 +141,7 @@ class RadialLayers {
         of_alpha[r] = grad.of_alpha;
         of_p[r] = grad.of_p;
       }
-    };
-    with_direction(plan_.inverse, differentiate);
+    });
     if constexpr (per_example) {
       if (grads_[2] != nullptr) write_gradients(z, g, outward, shrink, of_alpha, of_p);
     } else if (sums != nullptr) {

@@ -72,15 +72,6 @@ void with_derivative(KnotDerivative derivative, F&& f) {
   }
 }
 
-template <class F>
-void with_direction(bool inverse, F&& f) {
-  if (inverse) {
-    f(std::true_type());
-  } else {
-    f(std::false_type());
-  }
-}
-
 // Where the numbers of some elements begin: every `step` from `first` on, or, where that is 0, as listed.
 struct Places {
   const int64_t* list;
@@ -653,8 +644,7 @@ void forward_tile(const SplineForwardPlan& plan, const SplineForwardCall& call, 
     const int64_t count = smaller(kLanes, walk.length - start);
     for (int64_t i = 0; i < count; ++i) s.value[i] = x[start + i];
     find_bins(common, k, call.raw, raw_at.from(start, count), count, common.options.inverse, rows, s);
-    with_direction(common.options.inverse,
-                   [&](auto inverse) { evaluate<inverse()>(common.options.tails, s, y, terms); });
+    with_bool(common.options.inverse, [&](auto inverse) { evaluate<inverse()>(common.options.tails, s, y, terms); });
     for (int64_t i = 0; i < count; ++i) {
       const bool kept = mask != nullptr && mask[start + i];
       s.out[start + i] = kept ? x[start + i] : y[i];
@@ -685,7 +675,7 @@ void backward_tile(const SplineBackwardPlan& plan, const SplineBackwardCall& cal
       s.grad_log_det[i] = s.terms[start + i];
     }
     find_bins(common, k, call.raw, raw_at.from(start, count), count, false, rows, s);
-    with_direction(o.inverse, [&](auto inverse) { differentiate<inverse()>(o, s, grad); });
+    with_bool(o.inverse, [&](auto inverse) { differentiate<inverse()>(o, s, grad); });
     for (int64_t i = 0; i < count; ++i) {
       const bool kept = mask != nullptr && mask[start + i];
       s.out[start + i] = !kept ? grad[i] : grad_y == nullptr ? T(0) : grad_y[start + i];

@@ -329,17 +329,6 @@ inline bool threaded(const StackPlan& plan, int64_t tiles) {
   return tiles > 1 && plan.rows * plan.depth * (plan.features + 4) >= kThreadedWork;
 }
 
-// Calls f with the direction as a compile-time constant: g++ makes no vectors of a loop that asks for it at run time,
-// unless it happens to move the question out of the loop.
-template <class F>
-FK_INLINE void with_direction(bool inverse, F&& f) {
-  if (inverse) {
-    f(std::true_type{});
-  } else {
-    f(std::false_type{});
-  }
-}
-
 // Layers, a template parameter of what follows, is what an op says about its layers to one thread:
 //   rows, Number                      rows of a tile; float or double
 //   kSaved                            numbers per row that the formulas of a layer start from

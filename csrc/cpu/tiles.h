@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <type_traits>
 
 #include "cpu/memory.h"
 #include "flow/half.h"
@@ -27,6 +28,17 @@ constexpr int64_t kDirectRow = 128;           // rows at least this long are til
 constexpr int64_t kThreadedElements = 32768;  // below this, waking threads costs more than it saves
 
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
+// Calls f with a compile-time constant: g++ makes no vectors of a loop that asks for a bool at run time, unless it
+// happens to move the question out of the loop.
+template <class F>
+FK_INLINE void with_bool(bool value, F&& f) {
+  if (value) {
+    f(std::true_type());
+  } else {
+    f(std::false_type());
+  }
+}
 
 inline int64_t ceil_divide(int64_t a, int64_t b) { return (a + b - 1) / b; }
 

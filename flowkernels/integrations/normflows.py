@@ -17,7 +17,6 @@ from normflows.nets import resnet
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .._compat import autocast_enabled
 from ..functional import actnorm, affine_coupling, planar, radial, squeeze, unsqueeze
 from ..nn.chain import walk
 from ..nn.conv1x1 import pointwise
@@ -535,7 +534,8 @@ class Invertible1x1Conv(flows.Invertible1x1Conv):
 def _is_mixed(conv: Any, z: Any) -> bool:
     """Whether a product of matrices can be the convolution."""
     given = takes(z, conv.L if conv.use_lu else conv.W) and z.dim() == 4 and z.shape[1] == conv.num_channels
-    return given and not autocast_enabled(z.device)
+    device = z.device.type
+    return given and not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device))
 
 
 def _mixed(conv: Any, z: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:

@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .. import backends
-from .._compat import batched, inside_transform, plain_eager
-from .layout import accumulation_dtype, allocate_like, allocate_log_det, memory_format
+from .._compat import inside_transform, plain_eager, readable
+from .layout import accumulation_dtype, allocate_like, allocate_log_det, memory_format, strides_of
 from .native import cpu_module
 from .plans import plans, remember
 
@@ -41,7 +41,7 @@ def _formula(x: Tensor, log_scale: Tensor, shift: Tensor, inverse: bool) -> tupl
     else:
         scale = torch.exp(log_scale)
     kept_last = memory_format(x)
-    if kept_last is not torch.contiguous_format and x.stride() != torch.empty_like(x, memory_format=kept_last).stride():
+    if kept_last is not torch.contiguous_format and x.stride() != strides_of(x.shape, kept_last):
         x = x.contiguous()  # torch reads gradients in the wrong order for channels-last strides not its own
     mean, variance = torch.zeros_like(scale), torch.ones_like(scale)
     y = F.batch_norm(x, mean, variance, scale, shift, training=False, eps=0.0)
@@ -110,8 +110,7 @@ class _Function(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_y, grad_log_det):  # type: ignore[no-untyped-def]
         saved = ctx.saved_tensors
-        grads = grad_y, grad_log_det
-        if torch.is_grad_enabled() or batched(*grads) or inside_transform() or not plain_eager(*grads):
+        if not readable(grad_y, grad_log_det):
             return None, *_formula_of_backward(grad_y, grad_log_det, *saved, ctx.inverse), None
         x, log_scale, shift = saved
         grad_y = grad_y.contiguous(memory_format=memory_format(x))

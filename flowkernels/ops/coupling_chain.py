@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .. import backends
-from .._compat import batched, plain_eager
+from .._compat import readable
 from . import perceptron, registration
 from .affine_coupling import AffineForm, reference
 from .affine_coupling.op import affine_coupling
@@ -99,7 +99,7 @@ class _Function(torch.autograd.Function):
             return (None,) * len(ctx.needs_input_grad)
         saved = ctx.saved_tensors  # once: under checkpointing they are made anew
         kept, inputs = saved[: 3 * len(steps)], saved[3 * len(steps) :]
-        if torch.is_grad_enabled() or batched(*grads) or not plain_eager(*grads):
+        if not readable(*grads):
             found = registration.differentiate(
                 lambda *tensors: _formula(steps, inverse, *tensors), inputs, wanted, grads
             )

@@ -46,6 +46,11 @@ def memory_format(x: Tensor) -> torch.memory_format:
     return torch.contiguous_format
 
 
+def strides_of(shape: Sequence[int], kept: torch.memory_format) -> tuple[int, ...]:
+    """The strides that torch chooses for a tensor of a shape in a memory format."""
+    return torch.empty(shape, device="meta", memory_format=kept).stride()
+
+
 def allocate_like(x: Tensor) -> Tensor:
     """An uninitialised tensor of x's shape and dtype in the layout that outputs have, whatever x's strides."""
     if x.is_contiguous():

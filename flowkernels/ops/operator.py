@@ -88,6 +88,7 @@ class Operator:
         request = backends.requested()
         number = backends.resolve(request, tensors[0].device)
         compiling = torch.compiler.is_compiling()
+        # As `transforming` does, which would ask again whether torch compiles.
         if number == backends.REFERENCE or (tracing_inside_transform() if compiling else inside_transform()):
             self._check(*arguments)
             return self._reference.forward(*arguments)
@@ -124,7 +125,9 @@ class Operator:
         if grads[0] is grads[-1] is None:
             return (None,) * self._count
         if not torch.compiler.is_compiling():
-            if batched(*grads):  # which have no memory that a kernel could read
+            if (
+                batched(*grads) or inside_transform()
+            ):  # no memory that a kernel could read, or tangents that it would not
                 return self._reference.backward(*grads, *saved, *options)
             if not torch.is_grad_enabled() and plain_eager(*grads):
                 return self.backward_on(number, grads, saved, options, wanted)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .. import backends
-from .._compat import batched, inside_transform, plain, plain_eager
+from .._compat import inside_transform, plain, plain_eager, readable
 from .native import cpu_module
 from .plans import plans, remember
 
@@ -185,7 +185,7 @@ class _Function(torch.autograd.Function):
         if grad is None:
             return (None,) * len(ctx.needs_input_grad)
         hidden, x, *parameters = ctx.saved_tensors
-        if torch.is_grad_enabled() or batched(grad) or not plain_eager(grad):
+        if not readable(grad):
             found = backward_formula(grad, x, parameters, ctx.slope, ctx.net.residual)
             return None, None, *[g if w else None for g, w in zip(found, wanted)]
         return None, None, *backward(ctx.net, grad, x, parameters, hidden, wanted)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .. import backends
 from .._compat import batched, inside_transform, plain_eager
-from .layout import memory_format
+from .layout import memory_format, strides_of
 from .native import cpu_module
 from .plans import plans, remember
 
@@ -89,7 +89,7 @@ def _made(source: Tensor, back: bool) -> _Plan | None:
         sizes = (batch, channels, *shape[2:])
     if last and sizes[1] == 1:  # such a picture is in order, which what it is squeezed to is not
         return None
-    strides = torch.empty(shape, device="meta", memory_format=memory_format(source)).stride()
+    strides = strides_of(shape, memory_format(source))
     picture, squeezed = (strides, source.stride()) if back else (source.stride(), strides)
     element_size = source.element_size()
     return _Plan(module.Squeeze(sizes=sizes, element_size=element_size, picture=picture, squeezed=squeezed), shape)

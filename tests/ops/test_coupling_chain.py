@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
 import flowkernels as fk
@@ -147,6 +148,16 @@ def test_many_gradients_at_once_on_cpu():
     (found,) = torch.autograd.grad(y, z, cotangents, is_grads_batched=True, retain_graph=True)
     for a, cotangent in zip(found, cotangents, strict=True):
         torch.testing.assert_close(a, torch.autograd.grad(y, z, cotangent, retain_graph=True)[0], rtol=1e-4, atol=1e-5)
+
+
+def test_tangents_of_gradients_on_cpu():
+    steps, z = chain(FORMS[0]), torch.randn(5, 6, requires_grad=True)
+    y, _ = coupling_chain.run(z, steps, False)
+    g, tangent = torch.randn(2, 5, 6)
+    (expected,) = torch.autograd.grad(y, z, tangent, retain_graph=True)  # the gradient is linear in g
+    with forward_ad.dual_level():
+        (found,) = torch.autograd.grad(y, z, forward_ad.make_dual(g, tangent))
+        torch.testing.assert_close(forward_ad.unpack_dual(found).tangent, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_changed_parameter_is_noticed_on_cpu():

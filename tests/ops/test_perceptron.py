@@ -6,6 +6,7 @@ import itertools
 import pytest
 import torch
 from torch import nn
+from torch.autograd import forward_ad
 from torch.nn import functional as F
 
 import flowkernels as fk
@@ -166,6 +167,16 @@ def test_batched_gradients_on_cpu(sizes, residual):
     found = torch.autograd.grad(y, tensors, g, is_grads_batched=True, retain_graph=True)
     for i in range(4):
         torch.testing.assert_close(tuple(t[i] for t in found), torch.autograd.grad(y, tensors, g[i], retain_graph=True))
+
+
+def test_tangents_of_gradients_on_cpu():
+    tensors = leaves(torch.randn(70, 3), network((3, 5, 4)))
+    y = perceptron.perceptron(tensors[0], tensors[1:], 0.1)
+    g, tangent = torch.randn(2, 70, 4)
+    (expected,) = torch.autograd.grad(y, tensors[0], tangent, retain_graph=True)  # the gradient is linear in g
+    with forward_ad.dual_level():
+        (found,) = torch.autograd.grad(y, tensors[0], forward_ad.make_dual(g, tangent))
+        torch.testing.assert_close(forward_ad.unpack_dual(found).tangent, expected)
 
 
 @pytest.mark.parametrize("residual", [False, True])

@@ -8,7 +8,7 @@ import dataclasses
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
-from torch.autograd import gradcheck, gradgradcheck
+from torch.autograd import forward_ad, gradcheck, gradgradcheck
 from torch.utils.checkpoint import checkpoint
 
 import flowkernels as fk
@@ -264,6 +264,17 @@ def test_batched_gradients(backend):
         leaf = x.clone().requires_grad_()
         (rows,) = torch.autograd.grad(function(leaf, raw), leaf, torch.eye(8, dtype=x.dtype), is_grads_batched=True)
     assert torch.allclose(rows, expected[0])
+
+
+def test_tangents_of_gradients(backend):
+    x, raw = torch.randn(2, 3, dtype=torch.float64, requires_grad=True), torch.randn(2, 6, dtype=torch.float64)
+    with fk.backend(backend):
+        y, _ = fk.affine_coupling(x, raw, form=FORM)
+        g, tangent = torch.randn(2, 2, 3, dtype=torch.float64)
+        (expected,) = torch.autograd.grad(y, x, tangent, retain_graph=True)  # the gradient is linear in g
+        with forward_ad.dual_level():
+            (found,) = torch.autograd.grad(y, x, forward_ad.make_dual(g, tangent))
+            torch.testing.assert_close(forward_ad.unpack_dual(found).tangent, expected)
 
 
 def test_memory_that_holds_the_negative(backend):
