@@ -258,7 +258,7 @@ class Planar(flows.Planar):
     def refuse(module: Any) -> str | None:
         if _activation(module) is None:
             return f"unknown activation {module.act!r}"
-        return None if _columns((module,), "u", "w", "b") else "parameters of other shapes than the library's own"
+        return None if _has(module, "u", "w", "b") else "parameters of other shapes than the library's own"
 
     def forward(self, z):
         return _planar((self,), z, False) or super().forward(z)
@@ -271,7 +271,7 @@ class Planar(flows.Planar):
 class Radial(flows.Radial):
     @staticmethod
     def refuse(module: Any) -> str | None:
-        if _columns((module,), "z_0", "alpha", "beta") and int(module.d) == module.z_0.numel():
+        if _has(module, "z_0", "alpha", "beta") and int(module.d) == module.z_0.numel():
             return None
         return "parameters of other shapes than the library's own"
 
@@ -279,34 +279,42 @@ class Radial(flows.Radial):
         return _radial((self,), z, False) or super().forward(z)
 
 
-def _columns(layers: Sequence[nn.Module], *names: str) -> list[list[Tensor]] | None:
-    """The parameters of layers by name, if those of a name are of one shape, (1, ...), and all of one dtype."""
-    columns = [[layer._parameters.get(name) for layer in layers] for name in names]
-    for column in columns:
-        first = column[0]
-        if first is None or first.shape[:1] != (1,) or any(t is None or t.shape != first.shape for t in column):
-            return None
-    dtype = columns[0][0].dtype
-    return columns if all(t.dtype == dtype for column in columns for t in column) else None
+def _has(module: Any, *names: str) -> bool:
+    """Whether a layer has parameters of these names, (1, ...) each, as the library makes them."""
+    return all(t is not None and t.shape[:1] == (1,) for t in map(module._parameters.get, names))
 
 
-def _stacked(column: list[Tensor], features: int) -> Tensor:
-    """What layers have in (1, ...) each, as (K, features), or as (K,) for one number each."""
-    joined = torch.cat(column) if len(column) > 1 else column[0]
-    return joined if joined.dim() == 1 else joined.view(len(column), features) if joined.dim() > 2 else joined
+def _stacked(layers: Sequence[Any], z: Any, vectors: Sequence[str], numbers: Sequence[str]) -> list[Tensor] | None:
+    """The parameters of layers, vectors of z's features as (K, features) and numbers as (K,), if that is what they are.
+
+    torch looks whether they are of one shape: to ask for 240 shapes here would take as long as the pass.
+    """
+    try:
+        of_vectors, of_numbers = (
+            [torch.stack([layer._parameters.get(name) for layer in layers]) for name in names]
+            for names in (vectors, numbers)
+        )
+    except (RuntimeError, TypeError):  # of several shapes, or missing
+        return None
+    if not takes(z, *of_vectors, *of_numbers):
+        return None
+    depth = len(layers)
+    if any(t.shape != (depth, 1, *z.shape[1:]) for t in of_vectors) or any(t.shape != (depth, 1) for t in of_numbers):
+        return None
+    return [t.view(depth, -1) for t in of_vectors] + [t.view(depth) for t in of_numbers]
 
 
 def _planar(layers: Sequence[nn.Module], z: Any, inverse: bool) -> tuple[Tensor, Tensor] | None:
     """Planar layers of one activation in one pass; None where the op does not take them."""
-    activation, columns = _activation(layers[0]), _columns(layers, "u", "w", "b")
-    if activation is None or columns is None or (inverse and activation[0] == "tanh"):
+    activation = _activation(layers[0])
+    if activation is None or (inverse and activation[0] == "tanh"):
         return None
-    (u, *_), (w, *_), (b, *_) = columns
-    if not takes(z, u) or not z.shape[1:] == u.shape[1:] == w.shape[1:] or b.dim() != 1:
+    parameters = _stacked(layers, z, "uw", "b")
+    if parameters is None:
         return None
-    x = z.flatten(1)
-    u, w, b = (_stacked(column, x.shape[1]) for column in columns)
-    y, log_det = planar(x, u, w, b, activation=activation[0], negative_slope=activation[1], inverse=inverse)
+    y, log_det = planar(
+        z.flatten(1), *parameters, activation=activation[0], negative_slope=activation[1], inverse=inverse
+    )
     if activation[0] == "leaky_relu" and not inverse:
         log_det = log_det.to(torch.get_default_dtype())  # the library's slopes have it, whatever z has
     return y.view(z.shape), log_det
@@ -314,12 +322,11 @@ def _planar(layers: Sequence[nn.Module], z: Any, inverse: bool) -> tuple[Tensor,
 
 def _radial(layers: Sequence[nn.Module], z: Any, inverse: bool) -> tuple[Tensor, Tensor] | None:
     """Radial layers in one pass; None where the op does not take them."""
-    columns = _columns(layers, "z_0", "alpha", "beta")
-    if inverse or columns is None or not takes(z, columns[0][0]) or columns[0][0].shape[1:] != z.shape[1:]:
+    parameters = None if inverse else _stacked(layers, z, ("z_0",), ("alpha", "beta"))
+    if parameters is None:
         return None
-    x = z.flatten(1)
-    center, alpha, beta = (_stacked(column, x.shape[1]) for column in columns)
-    y, log_det = radial(x, center, alpha.abs(), beta)
+    center, alpha, beta = parameters
+    y, log_det = radial(z.flatten(1), center, alpha.abs(), beta)
     return y.view(z.shape), log_det
 
 
@@ -385,6 +392,8 @@ def _kind(layer: nn.Module) -> Any:
         return _planar, _activation(layer)
     if type(layer) is AffineCouplingBlock or (type(layer) is Permute and layer.mode == "swap"):
         return _swapping, None
+    if type(layer) is GlowBlock and len(layer.flows) == 3:
+        return _glow, layer.flows[1].use_lu
     return (_radial, None) if type(layer) is Radial else None
 
 
@@ -399,11 +408,14 @@ def _runs(layers: Iterable[nn.Module]) -> list[Any]:
 
 def _no_runs(module: Any) -> str | None:
     """'' where a model has no run of layers: nothing to do, and nothing to say."""
-    own = type(module) in (core.NormalizingFlow, core.ClassCondFlow, core.NormalizingFlowVAE)
-    for a, b in itertools.pairwise(module.flows):
+    own = type(module) in (core.NormalizingFlow, core.ClassCondFlow, core.NormalizingFlowVAE, core.MultiscaleFlow)
+    levels = module.flows if isinstance(module, core.MultiscaleFlow) else (module.flows,)
+    for a, b in itertools.chain.from_iterable(map(itertools.pairwise, levels)):
         if any(isinstance(a, kind) and isinstance(b, kind) for kind in (flows.Planar, flows.Radial)):
             return None
-        # Of a derived model they are faster each by itself: it is no news that they do not join.
+        # Of a derived model these are faster each by itself: it is no news that they do not join.
+        if own and isinstance(a, flows.GlowBlock) and isinstance(b, flows.GlowBlock):
+            return None
         if own and _by_halves(a) and _by_halves(b) and any(isinstance(c, flows.AffineCouplingBlock) for c in (a, b)):
             return None
     return ""
@@ -422,7 +434,9 @@ def _walking(library: type, name: str) -> Callable:
 
     @functools.wraps(original)
     def method(self, *args, **kwargs):
-        return original(Given(self, flows=_runs(self.flows)), *args, **kwargs)
+        levels = isinstance(self, core.MultiscaleFlow)
+        joined = [_runs(level) for level in self.flows] if levels else _runs(self.flows)
+        return original(Given(self, flows=joined), *args, **kwargs)
 
     return method
 
@@ -471,6 +485,11 @@ class ClassCondFlow(core.ClassCondFlow):
     note="planar, radial: one pass; couplings by halves and swaps: nothing is moved between",
 )
 class NormalizingFlowVAE(core.NormalizingFlowVAE):
+    refuse = staticmethod(_no_runs)
+
+
+@register(core.MultiscaleFlow, runs="a run of layers as one", note="GlowBlocks: their matrices are made together")
+class MultiscaleFlow(core.MultiscaleFlow):
     refuse = staticmethod(_no_runs)
 
 
@@ -539,32 +558,44 @@ def _is_mixed(conv: Any, z: Any) -> bool:
 
 
 def _mixed(conv: Any, z: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
-    weight, per_pixel = _mixing(conv, inverse)
+    (weight,), per_pixel = _mixing((conv,), inverse)
     return pointwise(z, weight), per_pixel * (z.shape[2] * z.shape[3])
 
 
 @register(flows.GlowBlock, runs="convolution and normalisation in one pass", note="its coupling runs as a block does")
 class GlowBlock(flows.GlowBlock):
     def forward(self, z):
-        if not _is_fused(self, z):
-            return super().forward(z)
-        coupling, conv, norm = self.flows
-        z, log_det = coupling(z)
-        weight, per_pixel = _mixing(conv, True)
-        scale = norm.s.flatten()
-        y = pointwise(z, scale.exp()[:, None] * weight, norm.t.flatten())
-        return y, log_det + (per_pixel + scale.sum()) * (z.shape[2] * z.shape[3])
+        return _glow((self,), z, False) or super().forward(z)
 
     def inverse(self, z):
-        if not _is_fused(self, z):
-            return super().inverse(z)
-        coupling, conv, norm = self.flows
-        weight, per_pixel = _mixing(conv, False)
-        scale = norm.s.flatten()
-        weight = weight * torch.exp(-scale)
-        x = pointwise(z, weight, -(weight @ norm.t.flatten()))
-        x, log_det = coupling.inverse(x)
-        return x, log_det + (per_pixel - scale.sum()) * (z.shape[2] * z.shape[3])
+        return _glow((self,), z, True) or super().inverse(z)
+
+
+def _glow(blocks: Sequence[Any], z: Any, inverse: bool) -> tuple[Tensor, Tensor] | None:
+    """Blocks whose convolutions carry their normalisations; None where they cannot.
+
+    The matrices of all are made together: each is tens of calls on a few numbers.
+    """
+    if not all(_is_fused(block, z) for block in blocks):
+        return None
+    couplings, convs, norms = zip(*(block.flows for block in blocks))
+    weight, log_det = _mixing(convs, not inverse)
+    scale, shift = (torch.cat([getattr(norm, name) for norm in norms]).flatten(1) for name in "st")
+    if inverse:
+        weight = weight * torch.exp(-scale)[:, None]
+        shift = -(weight @ shift[:, :, None])[:, :, 0]
+    else:
+        weight = scale.exp()[:, :, None] * weight
+    total = (log_det - scale.sum() if inverse else log_det + scale.sum()) * (z.shape[2] * z.shape[3])
+    steps = [*zip(couplings, weight.unbind(), shift.unbind())]
+    for coupling, matrix, bias in reversed(steps) if inverse else steps:
+        if inverse:
+            z, log_det = coupling.inverse(pointwise(z, matrix, bias))
+        else:
+            z, log_det = coupling(z)
+            z = pointwise(z, matrix, bias)
+        total = total + log_det
+    return z, total
 
 
 def _is_fused(block: Any, z: Any) -> bool:
@@ -578,13 +609,25 @@ def _is_fused(block: Any, z: Any) -> bool:
     )  # fmt: skip
 
 
-def _mixing(conv: Any, inverse: bool) -> tuple[Tensor, Tensor]:
-    """The matrix of a 1x1 convolution, or its inverse, and the logarithm of its determinant."""
-    if conv.use_lu:
-        log_det = conv.log_S.sum()
-        return conv._assemble_W(inverse=inverse), -log_det if inverse else log_det
-    log_det = torch.linalg.slogdet(conv.W)[1]
-    return (torch.inverse(conv.W.double()).to(conv.W.dtype), -log_det) if inverse else (conv.W, log_det)
+def _mixing(convs: Sequence[Any], inverse: bool) -> tuple[Tensor, Tensor]:
+    """The matrices of 1x1 convolutions, or their inverses, (K, C, C), and the sum of their log-determinants."""
+
+    def stacked(name: str) -> Tensor:
+        return torch.stack([getattr(conv, name) for conv in convs])
+
+    def inverted(matrix: Tensor) -> Tensor:
+        return torch.inverse(matrix.double()).to(matrix.dtype)
+
+    if not convs[0].use_lu:
+        weight = stacked("W")
+        log_det = torch.linalg.slogdet(weight)[1].sum()
+        return (inverted(weight), -log_det) if inverse else (weight, log_det)
+    permutation, log_s = stacked("P"), stacked("log_S")
+    lower = stacked("L").tril(-1) + convs[0].eye
+    upper = stacked("U").triu(1) + torch.diag_embed(stacked("sign_S") * log_s.exp())
+    if inverse:
+        return inverted(upper) @ inverted(lower) @ permutation.mT, -log_s.sum()
+    return permutation @ lower @ upper, log_s.sum()
 
 
 @register(
@@ -647,6 +690,7 @@ for _fast, _methods in (
     ),
     (ClassCondFlow, "forward_kld sample log_prob"),
     (NormalizingFlowVAE, "forward"),
+    (MultiscaleFlow, "forward_and_log_det inverse_and_log_det sample log_prob"),
 ):
     for _name in _methods.split():
         setattr(_fast, _name, _walking(_fast.__base__, _name))

@@ -125,9 +125,7 @@ class Operator:
         if grads[0] is grads[-1] is None:
             return (None,) * self._count
         if not torch.compiler.is_compiling():
-            if (
-                batched(*grads) or inside_transform()
-            ):  # no memory that a kernel could read, or tangents that it would not
+            if batched(*grads) or inside_transform():  # no memory to read, or tangents that a kernel would not see
                 return self._reference.backward(*grads, *saved, *options)
             if not torch.is_grad_enabled() and plain_eager(*grads):
                 return self.backward_on(number, grads, saved, options, wanted)
