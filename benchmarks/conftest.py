@@ -6,11 +6,16 @@ import pytest
 import torch
 
 from flowkernels.bench import workloads
+from flowkernels.bench.memory import keep_freed
 
 
 def pytest_addoption(parser) -> None:
     parser.addoption("--device", default="cpu", help="device of the benchmarks (default cpu)")
     parser.addoption("--op", choices=workloads.ops(), help="benchmarks of this operation only")
+
+
+def pytest_configure() -> None:
+    keep_freed()
 
 
 def pytest_generate_tests(metafunc) -> None:

@@ -13,6 +13,7 @@ import torch
 
 from . import report
 from .measure import WRONG, Result, measure
+from .memory import keep_freed
 from .workloads import DEFAULT, FULL, QUICK, Workload, ops, select
 
 SECONDS = {QUICK: 0.3, DEFAULT: 0.4, FULL: 1.5}  # of timing, per workload and mode
@@ -38,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     start = time.monotonic()
     device = torch.empty(0, device=args.device).device
     level = QUICK if args.quick else FULL if args.full else DEFAULT
-    facts = report.header(device)
+    facts = report.header(device, keep_freed())
     results = _measure_all(select(args.op, level, scaling=args.plot is not None), level, device)
     elapsed = time.monotonic() - start
     print(report.text(facts, results))

@@ -41,7 +41,7 @@ class Mean:
     out_for: float | None
 
 
-def header(device: torch.device) -> dict[str, str]:
+def header(device: torch.device, freed_memory_kept: bool) -> dict[str, str]:
     """What the figures depend on."""
     facts = {
         "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
@@ -50,6 +50,7 @@ def header(device: torch.device) -> dict[str, str]:
         **machine.processor(),
         "compiler": machine.compiler() or "no CPU module",
         **machine.versions(),
+        "freed memory": "kept" if freed_memory_kept else "as the C library does",
     }
     if (name := machine.accelerator(device)) is not None:
         facts["accelerator"] = name

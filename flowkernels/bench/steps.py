@@ -1,4 +1,6 @@
-"""Training steps: forward pass, negative log-likelihood, backward pass and, in two of the modes, Adam."""
+"""Training steps: forward pass, negative log-likelihood, backward pass and, in two of the modes, Adam. The gradients
+alone are those of `torch.autograd.grad`: to clear and to accumulate them is a matter of training.
+"""
 
 from __future__ import annotations
 
@@ -26,10 +28,12 @@ def of_parameters(
     def step():
         with torch.enable_grad():
             value = loss(*forward())
+            if mode == GRADIENTS:
+                torch.autograd.grad(value, parameters, allow_unused=True)
+                return value.detach()
             optimizer.zero_grad()
             value.backward()
-        if mode != GRADIENTS:
-            optimizer.step()
+        optimizer.step()
         return value.detach()
 
     return step

@@ -157,7 +157,7 @@ def test_a_library_that_is_missing_is_absent_and_the_rest_is_timed():
     assert result.status == measure.OK
     assert result.rows["normflows"].status == measure.ABSENT
     assert result.speed_up(EAGER) is not None
-    assert "absent: normflows: No module named" in report.text(report.header(CPU), [result])
+    assert "absent: normflows: No module named" in report.text(report.header(CPU, False), [result])
 
 
 def test_compiled_code_is_a_row(monkeypatch):
