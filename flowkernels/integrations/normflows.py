@@ -461,34 +461,28 @@ def _rolled(module: Any, z: Any, first: int) -> tuple[Tensor, Tensor] | None:
     return torch.roll(z, -first, 1), torch.zeros(len(z), device=z.device)
 
 
-@register(
-    core.NormalizingFlow,
-    runs="a run of layers as one",
-    note="planar, radial: one pass; couplings by halves and swaps: nothing is moved between",
+_JOINED = (
+    "planar, radial: one pass; couplings by halves and swaps: nothing is moved between; GlowBlocks: their matrices are"
+    " made together"
 )
+
+
+@register(core.NormalizingFlow, runs="a run of layers as one", note=_JOINED)
 class NormalizingFlow(core.NormalizingFlow):
     refuse = staticmethod(_no_runs)
 
 
-@register(
-    core.ClassCondFlow,
-    runs="a run of layers as one",
-    note="planar, radial: one pass; couplings by halves and swaps: nothing is moved between",
-)
+@register(core.ClassCondFlow, runs="a run of layers as one", note=_JOINED)
 class ClassCondFlow(core.ClassCondFlow):
     refuse = staticmethod(_no_runs)
 
 
-@register(
-    core.NormalizingFlowVAE,
-    runs="a run of layers as one",
-    note="planar, radial: one pass; couplings by halves and swaps: nothing is moved between",
-)
+@register(core.NormalizingFlowVAE, runs="a run of layers as one", note=_JOINED)
 class NormalizingFlowVAE(core.NormalizingFlowVAE):
     refuse = staticmethod(_no_runs)
 
 
-@register(core.MultiscaleFlow, runs="a run of layers as one", note="GlowBlocks: their matrices are made together")
+@register(core.MultiscaleFlow, runs="a run of layers as one", note=_JOINED)
 class MultiscaleFlow(core.MultiscaleFlow):
     refuse = staticmethod(_no_runs)
 
