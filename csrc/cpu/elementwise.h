@@ -51,11 +51,51 @@ void run_tile(const ElementwisePlan<Options>& plan, const ElementwiseCall& call,
   }
 }
 
+// Whether every tensor holds each row, a long one, as it is: then nothing but pointers changes from row to row.
+template <class T, class Options>
+bool in_rows(const ElementwisePlan<Options>& plan, const ElementwiseCall& call) {
+  constexpr int64_t kManyRows = 64;  // fewer do not keep all threads busy
+  const int64_t* size = plan.box.size;
+  if (size[0] < kManyRows || size[1] != 1 || size[2] != 1 || size[3] < kDirectRow) return false;
+  const auto fits = [](const Operand& operand, const void* address) {
+    return address == nullptr || (operand.dtype == kDtype<T> && operand.view.stride[3] == 1);
+  };
+  for (int i = 0; i < kOperands; ++i) {
+    if (!fits(plan.input[i], call.input[i]) || !fits(plan.output[i], call.output[i])) return false;
+  }
+  return true;
+}
+
+template <class T, class Address>
+T* row_of(const Operand& operand, Address* base, int64_t row) {
+  return static_cast<T*>(base) + operand.view.offset + row * operand.view.stride[0];
+}
+
+// Returns the sum over the row, added up as that of tiles is.
+template <class T, class Options, class Kernel>
+double run_row(const ElementwisePlan<Options>& plan, const ElementwiseCall& call, int64_t row,
+               ElementwiseScratch<T>& scratch, Kernel kernel) {
+  const int64_t length = plan.box.size[3];
+  double total = 0;
+  for (int64_t start = 0; start < length; start += kTile) {
+    Run<T> run{{}, scratch.per_row, {}, scratch.terms, smaller(kTile, length - start)};
+    for (int i = 0; i < kOperands; ++i) {
+      const void* from = call.input[i];
+      run.input[i] = from ? row_of<const T>(plan.input[i], from, row) + start : scratch.input[i];
+      run.output[i] = call.output[i] ? row_of<T>(plan.output[i], call.output[i], row) + start : scratch.output[i];
+    }
+    kernel(run);
+    if (call.sums != nullptr) total += sum(scratch.terms, run.length);
+  }
+  return total;
+}
+
 template <class T, class Options, class Kernel>
 void run(const ElementwisePlan<Options>& plan, const ElementwiseCall& call, Kernel kernel) {
   const Tiling tiling(plan.box);
   const int64_t tiles = tiling.count(), parts = tiling.per_row(), count = elements(plan.box);
-  const bool summed = call.sums != nullptr, in_parts = summed && parts > 1;
+  const bool by_rows = in_rows<T>(plan, call);
+  const bool summed = call.sums != nullptr, in_parts = summed && parts > 1 && !by_rows;
   const Zeros partial(in_parts ? tiles : 0);
   const T* per_row = static_cast<const T*>(call.per_row);
   T* sums = static_cast<T*>(call.sums);
@@ -66,7 +106,13 @@ void run(const ElementwisePlan<Options>& plan, const ElementwiseCall& call, Kern
     ElementwiseScratch<T> scratch;
     if (per_row == nullptr) fill(scratch.per_row, T(0), smaller(kTile, count));
 #pragma omp for schedule(static) nowait
-    for (int64_t i = 0; i < tiles; ++i) {
+    for (int64_t i = 0; i < (by_rows ? plan.box.size[0] : tiles); ++i) {
+      if (by_rows) {
+        if (per_row != nullptr) fill(scratch.per_row, per_row[i * plan.row_stride], smaller(kTile, plan.box.size[3]));
+        const double total = run_row(plan, call, i, scratch, kernel);
+        if (summed) sums[i] = static_cast<T>(total);
+        continue;
+      }
       const Tile tile = tiling.tile(i);
       if (per_row != nullptr) spread(per_row, plan.row_stride, tile, scratch.per_row);
       run_tile(plan, call, tile, scratch, kernel);

@@ -16,7 +16,10 @@ from flowkernels.tolerances import error, tolerance
 from .affine_cases import cast, strided
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
-SHAPES = [(0, 3), (3, 0), (1, 1), (5, 31), (33, 2), (2, 3, 8, 8), (3, 1, 28, 28), (2, 20001), (2, 3, 2, 3, 5), (7,)]
+SHAPES = [
+    (0, 3), (3, 0), (1, 1), (5, 31), (33, 2), (2, 3, 8, 8), (3, 1, 28, 28), (2, 20001), (2, 3, 2, 3, 5), (7,),
+    (64, 131), (65, 1100),  # many long rows
+]  # fmt: skip
 LAYOUTS = ("contiguous", "offset", "slice", "transposed", "expanded")
 IMAGES = ("channels_last", "slice", "transposed")
 
@@ -140,8 +143,8 @@ def test_log_det_is_that_of_the_jacobian(backend):
 
 
 def test_rows_do_not_depend_on_the_batch(backend):
-    for features in (5, 700, 20000):
-        x, noise = torch.randint(256, (37, features), dtype=torch.uint8), noise_for((37, features)).float()
+    for shape in ((70, 5), (70, 700), (70, 3000), (37, 20000)):
+        x, noise = torch.randint(256, shape, dtype=torch.uint8), noise_for(shape).float()
         with fk.backend(backend):
             z, log_det = fk.dequantize(x, noise)
             for row in (0, 16, 36):

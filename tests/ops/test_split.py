@@ -14,7 +14,10 @@ from flowkernels.tolerances import error, tolerance
 
 from .affine_cases import DTYPES, cast, strided
 
-SHAPES = [(0, 3), (3, 0), (1, 1), (5, 31), (33, 2), (2, 6, 8, 8), (3, 1, 28, 28), (2, 20001), (2, 3, 2, 3, 5), (7,)]
+SHAPES = [
+    (0, 3), (3, 0), (1, 1), (5, 31), (33, 2), (2, 6, 8, 8), (3, 1, 28, 28), (2, 20001), (2, 3, 2, 3, 5), (7,),
+    (64, 131), (65, 1100),  # many long rows
+]  # fmt: skip
 PRIORS = ["standard", "mean", "log_std", "both"]
 
 
@@ -116,11 +119,8 @@ def test_a_prior_that_broadcasts(backend):
 
 
 def test_rows_do_not_depend_on_the_batch(backend):
-    for features in (5, 700, 20000):
-        tensors = {
-            "value": torch.randn(37, features),
-            **{k: t.float() for k, t in prior("both", (37, features)).items()},
-        }
+    for shape in ((70, 5), (70, 700), (70, 3000), (37, 20000)):
+        tensors = {"value": torch.randn(shape), **{k: t.float() for k, t in prior("both", shape).items()}}
         with fk.backend(backend):
             log_prob = fk.log_normal(**tensors)
             for row in (0, 16, 36):
