@@ -4,7 +4,7 @@
 #include <new>
 
 #include "cpu/memory.h"
-#include "cpu/tiles.h"
+#include "cpu/sums.h"
 #include "flow/math.h"
 
 namespace flowkernels::cpu::FLOWKERNELS_ISA {

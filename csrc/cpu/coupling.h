@@ -1,7 +1,7 @@
 // What kernels of coupling layers share: masks, and the passive part, which is copied.
 #pragma once
 
-#include "cpu/tiles.h"
+#include "cpu/sums.h"
 
 namespace flowkernels::cpu::FLOWKERNELS_ISA {
 namespace {

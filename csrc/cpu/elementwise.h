@@ -3,7 +3,7 @@
 #pragma once
 
 #include "cpu/memory.h"
-#include "cpu/tiles.h"
+#include "cpu/sums.h"
 #include "flow/elementwise.h"
 
 namespace flowkernels::cpu::FLOWKERNELS_ISA {

@@ -4,8 +4,7 @@
 #include "cpu/perceptron.h"
 
 #include "cpu/memory.h"
-#include "cpu/tiles.h"
-#include "cpu/transpose.h"
+#include "cpu/sums.h"
 
 namespace flowkernels::cpu::FLOWKERNELS_ISA {
 namespace {

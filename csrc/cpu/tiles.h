@@ -304,54 +304,6 @@ inline void copy_tile(const View& from, const void* source, const View& to, void
   }
 }
 
-// The sum of n lanes, n a power of two, by halves.
-template <int n, class T>
-T fold(const T* lanes) {
-  if constexpr (n == 4) {
-    return (lanes[0] + lanes[1]) + (lanes[2] + lanes[3]);
-  } else {
-    T half[n / 2];
-    for (int j = 0; j < n / 2; ++j) half[j] = lanes[j] + lanes[j + n / 2];
-    return fold<n / 2>(half);
-  }
-}
-
-// n running sums, of the values whose indices are equal modulo n. As vectors, because g++ would write an array to
-// memory in every step.
-template <int n, class T>
-struct Lanes {
-  T lane[n];
-
-  Lanes(const T* values, int64_t count) {
-    typedef T Vector __attribute__((vector_size(kVectorBytes)));
-    constexpr int width = kVectorBytes / sizeof(T), vectors = n / width;
-    Vector running[vectors] = {};
-    int64_t i = 0;
-    for (; i + n <= count; i += n) {
-#pragma GCC unroll 32
-      for (int v = 0; v < vectors; ++v) {
-        Vector next;
-        std::memcpy(&next, values + i + v * width, sizeof next);
-        running[v] += next;
-      }
-    }
-    std::memcpy(lane, running, sizeof lane);
-    for (int j = 0; i + j < count; ++j) lane[j] += values[i + j];
-  }
-};
-
-// Sums in two levels: lanes, then those by halves. A single running sum in float32 is twice as wrong as torch's.
-template <class T>
-double sum(const T* values, int64_t count) {
-  if (count < 16) {
-    T total = 0;
-    for (int64_t i = 0; i < count; ++i) total += values[i];
-    return total;
-  }
-  if (count <= 64) return fold<16>(Lanes<16, T>(values, count).lane);
-  return fold<64>(Lanes<64, T>(values, count).lane);
-}
-
 template <class T>
 void fill(T* array, T value, int64_t count) {
   for (int64_t i = 0; i < count; ++i) array[i] = value;
@@ -363,24 +315,6 @@ void spread(const T* grad_log_det, int64_t stride, const Tile& tile, T* out) {
   const int64_t per_row = tile.elements() / tile.size[0];
   for (int64_t r = 0; r < tile.size[0]; ++r) {
     fill(out + r * per_row, grad_log_det[(tile.start[0] + r) * stride], per_row);
-  }
-}
-
-// Writes the sum of each whole row of a tile.
-template <class T>
-void sum_rows(const Tile& tile, const T* terms, T* log_det) {
-  const int64_t per_row = tile.elements() / tile.size[0];
-  for (int64_t r = 0; r < tile.size[0]; ++r)
-    log_det[tile.start[0] + r] = static_cast<T>(sum(terms + r * per_row, per_row));
-}
-
-// out[i] = the sum over p of partial[i * step + p * part_step], in order.
-template <class T>
-void add_up(int64_t count, int64_t step, int64_t parts, int64_t part_step, const double* partial, T* out) {
-  for (int64_t i = 0; i < count; ++i) {
-    double total = 0;
-    for (int64_t p = 0; p < parts; ++p) total += partial[i * step + p * part_step];
-    out[i] = static_cast<T>(total);
   }
 }
 

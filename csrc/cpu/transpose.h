@@ -133,6 +133,7 @@ inline void transpose(const float* from, int64_t from_step, float* to, int64_t t
 
 #else
 
+constexpr int kWide = 4;
 typedef float Wide __attribute__((vector_size(16)));
 inline void sum_fours(Wide* v, float* totals) {
   for (int i = 0; i < 4; ++i) totals[i] = (v[i][0] + v[i][1]) + (v[i][2] + v[i][3]);
