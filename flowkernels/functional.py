@@ -368,7 +368,7 @@ def split(x: Tensor, mean: Tensor | None = None, log_std: Tensor | None = None) 
     if x.dim() < 2 or x.shape[1] < 2:
         raise ValueError(f"x must have shape (B, C, ...) with at least two channels; got {tuple(x.shape)}")
     kept, out = x.chunk(2, 1)
-    return kept, out, log_normal(out, mean, log_std)
+    return kept, out, _split(out, _of_prior("mean", mean, out), _of_prior("log_std", log_std, out))
 
 
 def log_normal(value: Tensor, mean: Tensor | None = None, log_std: Tensor | None = None) -> Tensor:
@@ -392,19 +392,20 @@ def log_normal(value: Tensor, mean: Tensor | None = None, log_std: Tensor | None
         tensor([-1.8379, -1.8379, -1.8379])
     """
     _check_tensor("value", value, False)
-    expanded = []
-    for name, parameter in (("mean", mean), ("log_std", log_std)):
-        _check_tensor(name, parameter, True)
-        if parameter is not None and parameter.shape != value.shape:
-            try:
-                parameter = parameter.expand(value.shape)
-            except RuntimeError:
-                raise ValueError(
-                    f"{name} must broadcast to {tuple(value.shape)}, the shape of what is scored;"
-                    f" got {tuple(parameter.shape)}"
-                ) from None
-        expanded.append(parameter)
-    return _split(value, *expanded)
+    return _split(value, _of_prior("mean", mean, value), _of_prior("log_std", log_std, value))
+
+
+def _of_prior(name: str, parameter: Tensor | None, value: Tensor) -> Tensor | None:
+    """A parameter of the prior in the shape of what is scored."""
+    _check_tensor(name, parameter, True)
+    if parameter is None or parameter.shape == value.shape:
+        return parameter
+    try:
+        return parameter.expand(value.shape)
+    except RuntimeError:
+        raise ValueError(
+            f"{name} must broadcast to {tuple(value.shape)}, the shape of what is scored; got {tuple(parameter.shape)}"
+        ) from None
 
 
 def merge(kept: Tensor, out: Tensor) -> Tensor:
