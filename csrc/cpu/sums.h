@@ -58,8 +58,7 @@ double sum(const T* values, int64_t count) {
   return fold<64>(Lanes<64, T>(values, count).lane);
 }
 
-// The sums of rows of a few whole vectors, four rows at a time: a sum across the lanes of one takes as long as all
-// else.
+// The sums of rows of a few whole vectors, four at a time: to sum across the lanes of one takes as long as the rest.
 inline void sum_short_rows(const float* terms, int64_t rows, int64_t length, float* sums) {
   for (int64_t first = 0; first < rows; first += 4) {
     const int64_t count = smaller(4, rows - first);
