@@ -393,7 +393,7 @@ def _kind(layer: nn.Module) -> Any:
     if type(layer) is AffineCouplingBlock or (type(layer) is Permute and layer.mode == "swap"):
         return _swapping, None
     if type(layer) is GlowBlock and len(layer.flows) == 3:
-        return _glow, layer.flows[1].use_lu
+        return _glow, getattr(layer.flows[1], "use_lu", None)
     return (_radial, None) if type(layer) is Radial else None
 
 

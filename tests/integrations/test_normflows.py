@@ -484,6 +484,13 @@ def test_a_run_of_glow_blocks_that_are_not_initialised():
     torch.testing.assert_close(ours.state_dict(), theirs.state_dict())
 
 
+def test_glow_blocks_with_another_layer_for_the_convolution(check_parity):
+    model = blocks(True, True, True)
+    for block in model.flows[:2]:
+        block.flows[1] = flows.Permute(4)
+    check_parity(model, torch.randn(3, 4, 2, 3), methods=("inverse_and_log_det",), exact=False)
+
+
 def test_glow_is_trained_alike():
     x, y = torch.randn(5, 1, 8, 8).double(), torch.tensor([0, 1, 2, 0, 1])
     theirs = glow().double()
