@@ -397,8 +397,10 @@ def log_normal(value: Tensor, mean: Tensor | None = None, log_std: Tensor | None
 
 def _of_prior(name: str, parameter: Tensor | None, value: Tensor) -> Tensor | None:
     """A parameter of the prior in the shape of what is scored."""
+    if parameter is None:
+        return None
     _check_tensor(name, parameter, True)
-    if parameter is None or parameter.shape == value.shape:
+    if parameter.shape == value.shape:
         return parameter
     try:
         return parameter.expand(value.shape)

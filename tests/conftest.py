@@ -55,7 +55,7 @@ def _seed() -> None:
 
 
 class GuardedMemory:
-    """Stands in for torch.empty_like and torch.empty: memory full of NaN, with a strip before and after it."""
+    """Stands in for torch.empty_like, empty and new_empty: memory full of NaN, with a strip before and after it."""
 
     STRIP = 64
 
@@ -79,6 +79,9 @@ class GuardedMemory:
             return words.view(torch.uint8)[: model.numel()]
         return self._allocate(model.shape, model.stride(), dtype)
 
+    def new_empty(self, like, *size, dtype=None):
+        return self.empty(*size, dtype=dtype or like.dtype)
+
     def check(self) -> None:
         for storage in self.storages:
             assert storage[: self.STRIP].isnan().all(), "written before the start of a buffer"
@@ -95,6 +98,7 @@ def guarded(monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(torch, "empty_like", memory.empty_like)
             patch.setattr(torch, "empty", memory.empty)
+            patch.setattr(torch.Tensor, "new_empty", lambda *args, **options: memory.new_empty(*args, **options))
             yield memory
         memory.check()
 

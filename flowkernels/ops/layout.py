@@ -60,7 +60,8 @@ def allocate_like(x: Tensor) -> Tensor:
 
 def allocate_log_det(x: Tensor) -> Tensor:
     """An uninitialised log-determinant for a batch x."""
-    return torch.empty(x.shape[0], dtype=accumulation_dtype(x.dtype), device=x.device)
+    wide = accumulation_dtype(x.dtype)
+    return x.new_empty(x.shape[0]) if x.dtype is wide else x.new_empty(x.shape[0], dtype=wide)  # to name it takes time
 
 
 def coalesce(sizes: Sequence[int], strides: Sequence[Sequence[int]], order: int) -> tuple[list[int], list[list[int]]]:
