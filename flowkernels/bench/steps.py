@@ -25,11 +25,13 @@ def of_parameters(
     """A step that changes `parameters` where the mode has an optimiser, and returns the loss before it does."""
     optimizer = torch.optim.Adam(parameters, lr=LEARNING_RATE, fused=mode == FUSED_STEP or None)
 
+    trained = [p for p in parameters if p.requires_grad]
+
     def step():
         with torch.enable_grad():
             value = loss(*forward())
             if mode == GRADIENTS:
-                torch.autograd.grad(value, parameters, allow_unused=True)
+                torch.autograd.grad(value, trained, allow_unused=True)
                 return value.detach()
             optimizer.zero_grad()
             value.backward()

@@ -397,25 +397,32 @@ def _kind(layer: nn.Module) -> Any:
     return (_radial, None) if type(layer) is Radial else None
 
 
-def _runs(layers: Iterable[nn.Module]) -> list[Any]:
-    """The layers, with runs of one kind joined."""
+def _runs(layers: Iterable[nn.Module], apart: Callable | None = None) -> list[Any]:
+    """The layers, with runs of one kind joined, but for those that `apart` would map."""
     joined: list[Any] = []
     for kind, group in itertools.groupby(layers, _kind):
         members = list(group)
-        joined += [_Run(kind[0], members)] if kind is not None and len(members) > 1 else members
+        joined += (
+            [_Run(kind[0], members)] if kind is not None and kind[0] is not apart and len(members) > 1 else members
+        )
     return joined
 
 
 def _no_runs(module: Any) -> str | None:
     """'' where a model has no run of layers: nothing to do, and nothing to say."""
     own = type(module) in (core.NormalizingFlow, core.ClassCondFlow, core.NormalizingFlowVAE, core.MultiscaleFlow)
-    levels = module.flows if isinstance(module, core.MultiscaleFlow) else (module.flows,)
+    of_levels = isinstance(module, core.MultiscaleFlow)
+    if of_levels and not own:
+        return ""
+    levels = module.flows if of_levels else (module.flows,)
     for a, b in itertools.chain.from_iterable(map(itertools.pairwise, levels)):
         if any(isinstance(a, kind) and isinstance(b, kind) for kind in (flows.Planar, flows.Radial)):
             return None
         # Of a derived model these are faster each by itself: it is no news that they do not join.
         if own and isinstance(a, flows.GlowBlock) and isinstance(b, flows.GlowBlock):
             return None
+        if of_levels:
+            continue
         if own and _by_halves(a) and _by_halves(b) and any(isinstance(c, flows.AffineCouplingBlock) for c in (a, b)):
             return None
     return ""
@@ -430,12 +437,12 @@ def _by_halves(layer: Any) -> bool:
 
 def _walking(library: type, name: str) -> Callable:
     """A method that walks over `self.flows`, the library's own, shown runs in the place of their layers."""
-    original = getattr(library, name)
+    original, of_levels = getattr(library, name), issubclass(library, core.MultiscaleFlow)
 
     @functools.wraps(original)
     def method(self, *args, **kwargs):
-        levels = isinstance(self, core.MultiscaleFlow)
-        joined = [_runs(level) for level in self.flows] if levels else _runs(self.flows)
+        # There the first log-determinant decides the sum's dtype, and that of a swap may be another than a coupling's.
+        joined = [_runs(level, apart=_swapping) for level in self.flows] if of_levels else _runs(self.flows)
         return original(Given(self, flows=joined), *args, **kwargs)
 
     return method
@@ -537,6 +544,9 @@ class ActNorm(flows.ActNorm):
     note="on the CPU; in a GlowBlock it also carries the normalisation",
 )
 class Invertible1x1Conv(flows.Invertible1x1Conv):
+    def _assemble_W(self, inverse=False):
+        return _mixing((self,), inverse)[0][0]
+
     def forward(self, z):
         return _mixed(self, z, True) if _is_mixed(self, z) else super().forward(z)
 
@@ -617,7 +627,7 @@ def _mixing(convs: Sequence[Any], inverse: bool) -> tuple[Tensor, Tensor]:
         log_det = torch.linalg.slogdet(weight)[1].sum()
         return (inverted(weight), -log_det) if inverse else (weight, log_det)
     permutation, log_s = stacked("P"), stacked("log_S")
-    lower = stacked("L").tril(-1) + convs[0].eye
+    lower = stacked("L").tril(-1) + stacked("eye")
     upper = stacked("U").triu(1) + torch.diag_embed(stacked("sign_S") * log_s.exp())
     if inverse:
         return inverted(upper) @ inverted(lower) @ permutation.mT, -log_s.sum()

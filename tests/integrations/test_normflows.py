@@ -491,6 +491,32 @@ def test_glow_blocks_with_another_layer_for_the_convolution(check_parity):
     check_parity(model, torch.randn(3, 4, 2, 3), methods=("inverse_and_log_det",), exact=False)
 
 
+def test_what_a_convolution_has_of_its_own_is_kept(check_parity):
+    model = blocks(True, True, True)
+    model.flows[1].flows[1].eye *= 2
+    check_parity(model, torch.randn(3, 4, 2, 3), methods=("inverse_and_log_det",), exact=False)
+    conv = flows.Invertible1x1Conv(4, True)
+    conv._assemble_W = lambda inverse=False: 2 * torch.eye(4)
+    assert "_assemble_W" in accelerate(conv).left_alone[0].why
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_levels_of_couplings_and_swaps_have_the_librarys_dtypes(dtype):
+    theirs = nf.MultiscaleFlow([nf.distributions.DiagGaussian(4)], [couplings().flows], [], class_cond=False).to(dtype)
+    ours, x = copy.deepcopy(theirs), torch.randn(7, 4, dtype=dtype)
+    accelerate(ours, strict=True)
+    torch.testing.assert_close(ours.log_prob(x, None), theirs.log_prob(x, None))
+
+
+def test_models_derived_from_levels_are_not_mentioned():
+    class Flat(nf.MultiscaleFlow):
+        def __init__(self):
+            nn.Module.__init__(self)
+            self.flows = nn.ModuleList([flows.GlowBlock(4, 5)])
+
+    assert not accelerate(Flat(), strict=True).left_alone
+
+
 def test_glow_is_trained_alike():
     x, y = torch.randn(5, 1, 8, 8).double(), torch.tensor([0, 1, 2, 0, 1])
     theirs = glow().double()
