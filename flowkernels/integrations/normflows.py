@@ -489,7 +489,7 @@ class NormalizingFlowVAE(core.NormalizingFlowVAE):
     refuse = staticmethod(_no_runs)
 
 
-@register(core.MultiscaleFlow, runs="a run of layers as one", note=_JOINED)
+@register(core.MultiscaleFlow, runs="a run of layers as one", note="as in the others, but for couplings and swaps")
 class MultiscaleFlow(core.MultiscaleFlow):
     refuse = staticmethod(_no_runs)
 
