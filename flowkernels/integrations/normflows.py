@@ -402,9 +402,8 @@ def _runs(layers: Iterable[nn.Module], apart: Callable | None = None) -> list[An
     joined: list[Any] = []
     for kind, group in itertools.groupby(layers, _kind):
         members = list(group)
-        joined += (
-            [_Run(kind[0], members)] if kind is not None and kind[0] is not apart and len(members) > 1 else members
-        )
+        joins = kind is not None and kind[0] is not apart and len(members) > 1
+        joined += [_Run(kind[0], members)] if joins else members
     return joined
 
 
@@ -414,16 +413,14 @@ def _no_runs(module: Any) -> str | None:
     of_levels = isinstance(module, core.MultiscaleFlow)
     if of_levels and not own:
         return ""
-    levels = module.flows if of_levels else (module.flows,)
+    levels, swaps = (module.flows, False) if of_levels else ((module.flows,), own)
     for a, b in itertools.chain.from_iterable(map(itertools.pairwise, levels)):
         if any(isinstance(a, kind) and isinstance(b, kind) for kind in (flows.Planar, flows.Radial)):
             return None
         # Of a derived model these are faster each by itself: it is no news that they do not join.
         if own and isinstance(a, flows.GlowBlock) and isinstance(b, flows.GlowBlock):
             return None
-        if of_levels:
-            continue
-        if own and _by_halves(a) and _by_halves(b) and any(isinstance(c, flows.AffineCouplingBlock) for c in (a, b)):
+        if swaps and _by_halves(a) and _by_halves(b) and any(isinstance(c, flows.AffineCouplingBlock) for c in (a, b)):
             return None
     return ""
 
