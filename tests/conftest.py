@@ -79,7 +79,7 @@ class GuardedMemory:
             return words.view(torch.uint8)[: model.numel()]
         return self._allocate(model.shape, model.stride(), dtype)
 
-    def new_empty(self, like, *size, dtype=None):
+    def new_empty(self, like, *size, dtype=None, device=None):
         dtype = dtype or like.dtype
         if not dtype.is_floating_point:  # there is no NaN
             return torch._C.TensorBase.new_empty(like, *size, dtype=dtype)
