@@ -4,7 +4,8 @@
 // On the device they are CUDA's own without fast-math. On the host the float versions are branch-free polynomials
 // that compilers vectorise, and the double versions are the C library's. `hi < x ? hi : x` keeps a NaN in x, which
 // std::min does not; `fmaf` is never written because without FMA hardware it is a library call, whereas ordinary
-// contraction of a * b + c gives FMA where it exists.
+// contraction of a * b + c gives FMA where it exists. Polynomials go up in steps of the square: as many operations as
+// Horner's, in half the time from first to last, of which a processor overlaps only a few.
 #pragma once
 
 #include <cmath>
@@ -82,12 +83,11 @@ FK_INLINE ExpParts exp_parts(float x, float bounded) {
   const float n = shifted - magic;
   float r = x - n * 0.693359375f;
   r = r - n * -2.12194440e-4f;
-  float p = 1.3814467238e-3f;
-  p = p * r + 8.3687808365e-3f;
-  p = p * r + 4.1668392718e-2f;
-  p = p * r + 1.6666519642e-1f;
-  p = p * r + 4.9999994040e-1f;
-  return {bits(shifted), p * (r * r) + r};
+  const float square = r * r;
+  const float low = 1.6666519642e-1f * r + 4.9999994040e-1f;
+  const float high = 8.3687808365e-3f * r + 4.1668392718e-2f;
+  const float p = (1.3814467238e-3f * square + high) * square + low;
+  return {bits(shifted), p * square + r};
 }
 
 // x, or 89 where it is more, by which n stays what e^89 has while the tail grows without limit. Compared as integers,
@@ -140,16 +140,12 @@ FK_INLINE float log(float x) {
   const int32_t exponent = static_cast<int32_t>(b) >> 23;
   const float m = from_bits((b & 0x007fffffu) + 0x3f3504f3u) - 1.0f;
   const float e = static_cast<float>(tiny ? exponent - 23 : exponent);
-  float p = 7.0376836292e-2f;
-  p = p * m - 1.1514610310e-1f;
-  p = p * m + 1.1676998740e-1f;
-  p = p * m - 1.2420140846e-1f;
-  p = p * m + 1.4249322787e-1f;
-  p = p * m - 1.6668057665e-1f;
-  p = p * m + 2.0000714765e-1f;
-  p = p * m - 2.4999993993e-1f;
-  p = p * m + 3.3333331174e-1f;
   const float square = m * m;
+  float p = 7.0376836292e-2f;
+  p = p * square + (-1.1514610310e-1f * m + 1.1676998740e-1f);
+  p = p * square + (-1.2420140846e-1f * m + 1.4249322787e-1f);
+  p = p * square + (-1.6668057665e-1f * m + 2.0000714765e-1f);
+  p = p * square + (-2.4999993993e-1f * m + 3.3333331174e-1f);
   float y = m * square * p;
   y = y + e * -2.12194440e-4f;
   y = y - 0.5f * square;

@@ -12,8 +12,9 @@ struct SplitOptions {};
 template <bool has_std, class T>
 FK_INLINE T log_normal(T value, T mean, T log_std) {
   const T v = (value - mean) * (has_std ? math::exp_normal(-log_std) : T(1));
-  const T kernel = T(-0.5) * (v * v) - T(0.91893853320467274178);  // log sqrt(2 pi)
-  return has_std ? kernel - log_std : kernel;
+  const T log_sqrt_two_pi = T(0.91893853320467274178);
+  const T at_mean = has_std ? -log_sqrt_two_pi - log_std : -log_sqrt_two_pi;
+  return T(-0.5) * (v * v) + at_mean;
 }
 
 template <class T>

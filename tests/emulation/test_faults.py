@@ -97,7 +97,7 @@ FAULTS = {
         "elements, lanes: wrong values",
     ),
     "sign of a deviation": (
-        Fault("flow/split.h", "has_std ? kernel - log_std", "has_std ? kernel + log_std"),
+        Fault("flow/split.h", "-log_sqrt_two_pi - log_std", "-log_sqrt_two_pi + log_std"),
         "elements, lanes: wrong values",
     ),
     "bytes in each other's place": (
