@@ -1,7 +1,7 @@
 // What kernels of coupling layers share: masks, and the passive part, which is copied.
 #pragma once
 
-#include "cpu/sums.h"
+#include "cpu/tiles.h"
 
 namespace flowkernels::cpu::FLOWKERNELS_ISA {
 namespace {

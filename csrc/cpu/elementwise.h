@@ -21,7 +21,7 @@ struct Run {
 
 template <class T>
 struct ElementwiseScratch {
-  alignas(64) T input[kOperands][kTile] = {}, per_row[kTile], output[kOperands][kTile], terms[kTile];
+  alignas(64) T input[kOperands][kTile], per_row[kTile], output[kOperands][kTile], terms[kTile];
 };
 
 template <class T, class Options, class Kernel>
@@ -90,6 +90,39 @@ double run_row(const ElementwisePlan<Options>& plan, const ElementwiseCall& call
   return total;
 }
 
+// This and the next are called by every thread of a region.
+template <class T, class Options, class Kernel>
+void run_rows(const ElementwisePlan<Options>& plan, const ElementwiseCall& call, ElementwiseScratch<T>& scratch,
+              Kernel kernel) {
+  const int64_t rows = plan.box.size[0], length = smaller(kTile, plan.box.size[3]);
+  const T* per_row = static_cast<const T*>(call.per_row);
+#pragma omp for schedule(static) nowait
+  for (int64_t i = 0; i < rows; ++i) {
+    if (per_row != nullptr) fill(scratch.per_row, per_row[i * plan.row_stride], length);
+    const double total = run_row(plan, call, i, scratch, kernel);
+    if (call.sums != nullptr) static_cast<T*>(call.sums)[i] = static_cast<T>(total);
+  }
+}
+
+// Sums of tiles that are parts of rows go to `partial`.
+template <class T, class Options, class Kernel>
+void run_tiles(const ElementwisePlan<Options>& plan, const ElementwiseCall& call, const Tiling& tiling, double* partial,
+               ElementwiseScratch<T>& scratch, Kernel kernel) {
+  const int64_t tiles = tiling.count();
+  const T* per_row = static_cast<const T*>(call.per_row);
+#pragma omp for schedule(static) nowait
+  for (int64_t i = 0; i < tiles; ++i) {
+    const Tile tile = tiling.tile(i);
+    if (per_row != nullptr) spread(per_row, plan.row_stride, tile, scratch.per_row);
+    run_tile(plan, call, tile, scratch, kernel);
+    if (partial != nullptr) {
+      partial[i] = sum(scratch.terms, tile.elements());
+    } else if (call.sums != nullptr) {
+      sum_rows(tile, scratch.terms, static_cast<T*>(call.sums));
+    }
+  }
+}
+
 template <class T, class Options, class Kernel>
 void run(const ElementwisePlan<Options>& plan, const ElementwiseCall& call, Kernel kernel) {
   const Tiling tiling(plan.box);
@@ -97,30 +130,21 @@ void run(const ElementwisePlan<Options>& plan, const ElementwiseCall& call, Kern
   const bool by_rows = in_rows<T>(plan, call);
   const bool summed = call.sums != nullptr, in_parts = summed && parts > 1 && !by_rows;
   const Zeros partial(in_parts ? tiles : 0);
-  const T* per_row = static_cast<const T*>(call.per_row);
   T* sums = static_cast<T*>(call.sums);
   if (summed && tiles == 0) fill(sums, T(0), plan.box.size[0]);
   for (int i = 0; i < kOperands; ++i) expect_large(call.output[i], count, plan.output[i].dtype);
 #pragma omp parallel if (count >= kThreadedElements)
   {
     ElementwiseScratch<T> scratch;
-    if (per_row == nullptr) fill(scratch.per_row, T(0), smaller(kTile, count));
-#pragma omp for schedule(static) nowait
-    for (int64_t i = 0; i < (by_rows ? plan.box.size[0] : tiles); ++i) {
-      if (by_rows) {
-        if (per_row != nullptr) fill(scratch.per_row, per_row[i * plan.row_stride], smaller(kTile, plan.box.size[3]));
-        const double total = run_row(plan, call, i, scratch, kernel);
-        if (summed) sums[i] = static_cast<T>(total);
-        continue;
-      }
-      const Tile tile = tiling.tile(i);
-      if (per_row != nullptr) spread(per_row, plan.row_stride, tile, scratch.per_row);
-      run_tile(plan, call, tile, scratch, kernel);
-      if (in_parts) {
-        partial.values[i] = sum(scratch.terms, tile.elements());
-      } else if (summed) {
-        sum_rows(tile, scratch.terms, sums);
-      }
+    const int64_t used = smaller(kTile, count);
+    for (int i = 0; i < kOperands; ++i) {
+      if (call.input[i] == nullptr) fill(scratch.input[i], T(0), used);
+    }
+    if (call.per_row == nullptr) fill(scratch.per_row, T(0), used);
+    if (by_rows) {
+      run_rows(plan, call, scratch, kernel);
+    } else {
+      run_tiles(plan, call, tiling, partial.values, scratch, kernel);
     }
   }
   if (in_parts) add_up(plan.box.size[0], parts, parts, 1, partial.values, sums);

@@ -5,6 +5,7 @@
 #include <type_traits>
 
 #include "cpu/coupling.h"
+#include "cpu/sums.h"
 #include "cpu/transpose.h"
 
 namespace flowkernels::cpu::FLOWKERNELS_ISA {

@@ -46,14 +46,17 @@ struct Lanes {
   }
 };
 
+template <class T>
+FK_INLINE T sum_few(const T* values, int64_t count) {
+  T total = 0;
+  for (int64_t i = 0; i < count; ++i) total += values[i];
+  return total;
+}
+
 // Sums in two levels: lanes, then those by halves. A single running sum in float32 is twice as wrong as torch's.
 template <class T>
 double sum(const T* values, int64_t count) {
-  if (count < 16) {
-    T total = 0;
-    for (int64_t i = 0; i < count; ++i) total += values[i];
-    return total;
-  }
+  if (count < 16) return sum_few(values, count);
   if (count <= 64) return fold<16>(Lanes<16, T>(values, count).lane);
   return fold<64>(Lanes<64, T>(values, count).lane);
 }
@@ -91,11 +94,7 @@ void sum_rows(const Tile& tile, const T* terms, T* log_det) {
     for (int64_t r = 0; r < rows; ++r) sums[r] = static_cast<T>(sum(terms + r * length, length));
     return;
   }
-  for (int64_t r = 0; r < rows; ++r) {  // without a call for each
-    T total = 0;
-    for (int64_t i = 0; i < length; ++i) total += terms[r * length + i];
-    sums[r] = total;
-  }
+  for (int64_t r = 0; r < rows; ++r) sums[r] = sum_few(terms + r * length, length);  // without a call for each
 }
 
 // out[i] = the sum over p of partial[i * step + p * part_step], in order.
