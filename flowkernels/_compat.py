@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.modules import module as torch_module
 
+_len_dispatch_stack, _get_tracing_state = torch._C._len_torch_dispatch_stack, torch._C._get_tracing_state
 _PLAIN = frozenset((Tensor, torch.nn.Parameter, torch.nn.Buffer))
 
 
@@ -48,7 +49,7 @@ def plain_eager(*tensors: Tensor | None) -> bool:
     for t in tensors:
         if t is not None and (type(t) not in _PLAIN or t.is_neg()):
             return False
-    return torch._C._len_torch_dispatch_stack() == 0 and torch._C._get_tracing_state() is None
+    return _len_dispatch_stack() == 0 and _get_tracing_state() is None
 
 
 def readable(*grads: Tensor | None) -> bool:

@@ -138,17 +138,18 @@ def resolve(request: int, device: torch.device) -> int:
     """
     if torch.compiler.is_compiling():
         return _resolve_once(request, device)
-    return _resolve(request, device)
+    return resolve_eagerly(request, device)
 
 
 @torch.compiler.assume_constant_result
 def _resolve_once(request: int, device: torch.device) -> int:
     # Evaluated, not traced: whether a module can be loaded is no part of a graph. Graphs guard on the request.
-    return _resolve(request, device)
+    return resolve_eagerly(request, device)
 
 
 @functools.lru_cache(maxsize=256)
-def _resolve(request: int, device: torch.device) -> int:
+def resolve_eagerly(request: int, device: torch.device) -> int:
+    """`resolve` where torch does not compile."""
     if request != AUTO:
         if problem(request, device.type, device.index) is None:
             return request
@@ -162,5 +163,5 @@ def _resolve(request: int, device: torch.device) -> int:
 
 def forget() -> None:
     """Look for the modules again; for tests that exchange them."""
-    for cached in (_load, _triton_problem, problem, _resolve):
+    for cached in (_load, _triton_problem, problem, resolve_eagerly):
         cached.cache_clear()

@@ -367,8 +367,9 @@ def split(x: Tensor, mean: Tensor | None = None, log_std: Tensor | None = None) 
     _check_tensor("x", x, False)
     if x.dim() < 2 or x.shape[1] < 2:
         raise ValueError(f"x must have shape (B, C, ...) with at least two channels; got {tuple(x.shape)}")
-    kept, out = x.chunk(2, 1)
-    return kept, out, _split(out, _of_prior("mean", mean, out), _of_prior("log_std", log_std, out))
+    half = x.shape[1] // 2
+    kept, out = x.split_with_sizes((x.shape[1] - half, half), 1)  # chunk(2, 1) in less time
+    return kept, out, _score(out, mean, log_std)
 
 
 def log_normal(value: Tensor, mean: Tensor | None = None, log_std: Tensor | None = None) -> Tensor:
@@ -392,21 +393,28 @@ def log_normal(value: Tensor, mean: Tensor | None = None, log_std: Tensor | None
         tensor([-1.8379, -1.8379, -1.8379])
     """
     _check_tensor("value", value, False)
-    return _split(value, _of_prior("mean", mean, value), _of_prior("log_std", log_std, value))
+    return _score(value, mean, log_std)
 
 
-def _of_prior(name: str, parameter: Tensor | None, value: Tensor) -> Tensor | None:
+def _score(value: Tensor, mean: Tensor | None, log_std: Tensor | None) -> Tensor:
+    if mean is log_std is None:
+        return _split(value, None, None)
+    shape = value.shape
+    return _split(value, _of_prior("mean", mean, shape), _of_prior("log_std", log_std, shape))
+
+
+def _of_prior(name: str, parameter: Tensor | None, shape: torch.Size) -> Tensor | None:
     """A parameter of the prior in the shape of what is scored."""
     if parameter is None:
         return None
     _check_tensor(name, parameter, True)
-    if parameter.shape == value.shape:
+    if parameter.shape == shape:
         return parameter
     try:
-        return parameter.expand(value.shape)
+        return parameter.expand(shape)
     except RuntimeError:
         raise ValueError(
-            f"{name} must broadcast to {tuple(value.shape)}, the shape of what is scored; got {tuple(parameter.shape)}"
+            f"{name} must broadcast to {tuple(shape)}, the shape of what is scored; got {tuple(parameter.shape)}"
         ) from None
 
 

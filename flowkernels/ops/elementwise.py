@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .native import DTYPES, Launch
-from .plans import box, layout, made, plans
+from .plans import box, made, plans
 
 OPERANDS = 3  # inputs, and outputs, that a plan has
 ELEMENT_DTYPES = {**DTYPES, torch.uint8: 4, torch.int32: 5}  # as Dtype in csrc/flow/plan.h
@@ -46,7 +46,9 @@ def run(
         options: names and values of the op's numbers.
         check: raises for what no backend takes; called once for each kind of call.
     """
-    key = (name, module, options, wanted, *map(layout, inputs), per_row is not None and per_row.stride())
+    key: tuple = (name, module, options, wanted, per_row is not None and per_row.stride())
+    for t in inputs:  # a call of `layout` for each takes longer
+        key += (None,) if t is None else (t.shape, t.stride(), t.dtype, t.device)
     plan = plans.get(key, key)
     if plan is key and check is not None:
         check()

@@ -60,8 +60,9 @@ def allocate_like(x: Tensor) -> Tensor:
 
 def allocate_log_det(x: Tensor) -> Tensor:
     """An uninitialised log-determinant for a batch x."""
-    wide = accumulation_dtype(x.dtype)
-    return x.new_empty(x.shape[0]) if x.dtype is wide else x.new_empty(x.shape[0], dtype=wide)  # to name it takes time
+    if x.dtype is torch.float32:  # to name the dtype takes time
+        return x.new_empty(x.shape[0])
+    return x.new_empty(x.shape[0], dtype=accumulation_dtype(x.dtype))
 
 
 def coalesce(sizes: Sequence[int], strides: Sequence[Sequence[int]], order: int) -> tuple[list[int], list[list[int]]]:

@@ -86,8 +86,9 @@ class Operator:
         """The op by the backend in force, differentiable any number of times."""
         tensors, options = arguments[: self._count], arguments[self._count :]
         request = backends.requested()
-        number = backends.resolve(request, tensors[0].device)
         compiling = torch.compiler.is_compiling()
+        resolve = backends.resolve if compiling else backends.resolve_eagerly
+        number = resolve(request, tensors[0].device)
         # As `transforming` does, which would ask again whether torch compiles.
         if number == backends.REFERENCE or (tracing_inside_transform() if compiling else inside_transform()):
             self._check(*arguments)
