@@ -21,6 +21,7 @@ struct PlanarShared {
       const T* u = static_cast<const T*>(parameters[0]) + k * plan.features;
       const T* w = static_cast<const T*>(parameters[1]) + k * plan.features;
       double s = 0, square = 0;
+#pragma omp simd reduction(+ : s, square)
       for (int64_t d = 0; d < plan.features; ++d) {
         s += static_cast<double>(u[d]) * w[d];
         square += static_cast<double>(w[d]) * w[d];
@@ -316,6 +317,7 @@ class PlanarLayers {
     T* grad_u = static_cast<T*>(call.grad_parameters[0]) + k * features;
     T* grad_w = static_cast<T*>(call.grad_parameters[1]) + k * features;
     double s = 0, square = 0, projection = 0;
+#pragma omp simd reduction(+ : s, square, projection)
     for (int64_t d = 0; d < features; ++d) {
       s += static_cast<double>(u[d]) * w[d];
       square += static_cast<double>(w[d]) * w[d];

@@ -308,7 +308,7 @@ inline void store_tile(Dtype dtype, const T* tile, TileRows which, int64_t colum
 }
 
 constexpr int kRows = 64;                    // of a tile
-constexpr int64_t kStoredBytes = 512 << 10;  // of the inputs of layers that backward keeps of a tile
+constexpr int64_t kStoredBytes = 1 << 20;    // of the inputs of all layers of a tile, for backward to keep them at once
 constexpr int64_t kPartialBytes = 64 << 20;  // of the sums over chunks of rows
 constexpr int64_t kChunks = 64;
 constexpr int64_t kThreadedWork = 16384;
@@ -427,8 +427,9 @@ class BackwardTile {
 
  private:
   static int64_t length(int64_t depth, int64_t size) {
-    const int64_t kept = kStoredBytes / (size * int64_t{sizeof(T)} + 1);
-    return smaller(kept > 1 ? kept : 1, depth > 1 ? depth : 1);
+    const int64_t bytes = depth * size * int64_t{sizeof(T)};
+    const int64_t segments = bytes < kStoredBytes ? 1 : ceil_divide(bytes, kStoredBytes / 2);  // caches hold half
+    return depth > 1 ? ceil_divide(depth, segments) : 1;
   }
 
   // Gradients of the lanes beyond the last row are zero, and add nothing to sums.
