@@ -57,8 +57,9 @@ def interleave(
 ) -> dict[str, list[float]]:
     """Seconds per call of each implementation, one number per round.
 
-    In a round each has its turn, in an order that rotates. A turn is as many calls as last `TURN`, one at least.
-    Rounds are added until `seconds` have passed, `FEWEST_ROUNDS` of them at least.
+    In a round each has its turn, in an order that rotates. A turn is one call that is not timed, because it finds the
+    caches full of what another one left, and then as many as last `TURN`, one at least. Rounds are added until
+    `seconds` have passed, `FEWEST_ROUNDS` of them at least.
     """
     with _undisturbed():
         counts = {name: _calls_per_turn(run, synchronize) for name, run in runs.items()}
@@ -69,6 +70,7 @@ def interleave(
             if done >= FEWEST_ROUNDS and time.perf_counter() > end:
                 break
             for name in order:
+                runs[name]()
                 times[name].append(_time(runs[name], counts[name], synchronize))
             order.append(order.pop(0))
     return times

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 
 import pytest
 import torch
@@ -166,6 +167,22 @@ def test_compiled_code_is_a_row(monkeypatch):
     result = measured(workloads.registry()[0], TRAIN, compiling=True)
     assert list(result.rows) == [EAGER, COMPILE, OURS]
     assert result.speed_up(COMPILE) is not None
+
+
+def test_no_time_has_what_it_costs_to_come_after_another():
+    last = ""
+
+    def contestant(name):
+        def run():
+            nonlocal last
+            if last != name:
+                time.sleep(0.01)
+            last = name
+
+        return run
+
+    times = timing.interleave({name: contestant(name) for name in ("a", "b")}, 0.0, lambda: None)
+    assert all(max(found) < 0.005 for found in times.values())
 
 
 def test_ratios_are_taken_within_rounds():
