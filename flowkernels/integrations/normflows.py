@@ -289,12 +289,13 @@ def _stacked(layers: Sequence[Any], z: Any, vectors: Sequence[str], numbers: Seq
 
     torch looks whether they are of one shape: to ask for 240 shapes here would take as long as the pass.
     """
+    parameters = [layer._parameters for layer in layers]
     try:
         of_vectors, of_numbers = (
-            [torch.stack([layer._parameters.get(name) for layer in layers]) for name in names]
+            [torch.stack([own[name] for own in parameters]) for name in names]  # type: ignore[misc]
             for names in (vectors, numbers)
         )
-    except (RuntimeError, TypeError):  # of several shapes, or missing
+    except (RuntimeError, TypeError, KeyError):  # of several shapes, None, or missing
         return None
     if not takes(z, *of_vectors, *of_numbers):
         return None
