@@ -112,7 +112,7 @@ class Plan:
         formula: as above.
         sums: whether something is summed over each row.
         numbers: makes those of the formula from the options of the op.
-        box, dtypes, row_stride, rest: as `elementwise.run` gives them.
+        box, dtypes, row_stride, rest: as `elementwise.Elementwise` gives them.
     """
 
     def __init__(
