@@ -90,7 +90,7 @@ double run_row(const ElementwisePlan<Options>& plan, const ElementwiseCall& call
   return total;
 }
 
-// This and the next are called by every thread of a region.
+// `run_rows` and `run_tiles` are called by every thread of a region.
 template <class T, class Options, class Kernel>
 void run_rows(const ElementwisePlan<Options>& plan, const ElementwiseCall& call, ElementwiseScratch<T>& scratch,
               Kernel kernel) {

@@ -308,7 +308,7 @@ inline void store_tile(Dtype dtype, const T* tile, TileRows which, int64_t colum
 }
 
 constexpr int kRows = 64;                    // of a tile
-constexpr int64_t kStoredBytes = 1 << 20;    // of the inputs of all layers of a tile, for backward to keep them at once
+constexpr int64_t kStoredBytes = 1 << 20;    // backward keeps the inputs of all layers of a tile if they take less
 constexpr int64_t kPartialBytes = 64 << 20;  // of the sums over chunks of rows
 constexpr int64_t kChunks = 64;
 constexpr int64_t kThreadedWork = 16384;
@@ -427,9 +427,10 @@ class BackwardTile {
 
  private:
   static int64_t length(int64_t depth, int64_t size) {
-    const int64_t bytes = depth * size * int64_t{sizeof(T)};
-    const int64_t segments = bytes < kStoredBytes ? 1 : ceil_divide(bytes, kStoredBytes / 2);  // caches hold half
-    return depth > 1 ? ceil_divide(depth, segments) : 1;
+    const int64_t bytes = size * int64_t{sizeof(T)};
+    if (depth * bytes < kStoredBytes) return depth > 1 ? depth : 1;
+    const int64_t most = bytes > kStoredBytes / 2 ? 1 : kStoredBytes / 2 / bytes;
+    return ceil_divide(depth, ceil_divide(depth, most));
   }
 
   // Gradients of the lanes beyond the last row are zero, and add nothing to sums.

@@ -4,8 +4,8 @@
 // On the device they are CUDA's own without fast-math. On the host the float versions are branch-free polynomials
 // that compilers vectorise, and the double versions are the C library's. `hi < x ? hi : x` keeps a NaN in x, which
 // std::min does not; `fmaf` is never written because without FMA hardware it is a library call, whereas ordinary
-// contraction of a * b + c gives FMA where it exists. Polynomials go up in steps of the square: as many operations as
-// Horner's, in half the time from first to last, of which a processor overlaps only a few.
+// contraction of a * b + c gives FMA where it exists. Polynomials of exp and log go up in steps of the square: as many
+// operations as Horner's in a shorter chain, which matters because a processor overlaps only a few iterations.
 #pragma once
 
 #include <cmath>

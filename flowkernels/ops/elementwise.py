@@ -72,11 +72,13 @@ class Elementwise:
 
     def _rare(self, key: tuple, module, launch, inputs, numbers, wanted, per_row) -> Outputs:
         """A call of a new kind, or one that needs contiguous copies."""
-        new = key not in plans
+        plan = plans.get(key, key)
+        new = plan is key
         if new and self.check is not None:
             self.check(*inputs, *numbers)
         outputs, device = self.allocate(inputs, wanted), inputs[0].device
-        plan = made(key, lambda: self._plan(module, inputs, numbers, outputs, per_row)) if new else None
+        if new:
+            plan = made(key, lambda: self._plan(module, inputs, numbers, outputs, per_row))
         if plan is not None:
             launch(plan, device, *inputs, per_row, *outputs)
             return outputs
