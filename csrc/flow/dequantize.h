@@ -40,9 +40,9 @@ struct Dequantized {
 // q and 1 - q are each a sum of positive terms: from a rounded q, 1 - q would be off by up to half a percent.
 template <class T>
 FK_INLINE Dequantized<T> dequantize(T x, T u, const DequantizeConstants<T> c) {
-  const T log_q = math::log((x + u) * c.share + c.margin);
-  const T log_rest = math::log(((c.last - x) + (T(1) - u)) * c.share + c.margin);
-  return {log_q - log_rest, c.log_share - (log_q + log_rest)};
+  const T q = (x + u) * c.share + c.margin, rest = ((c.last - x) + (T(1) - u)) * c.share + c.margin;
+  const math::Logs<T> log = math::logs_of_shares(q, rest);
+  return {log.x - log.y, c.log_share - (log.x + log.y)};
 }
 
 // The gradient of u, from z alone: dz/du = share / (q (1 - q)) with 4 q (1 - q) = sech²(z / 2), and the derivative of

@@ -35,6 +35,17 @@ FUNCTIONS = {
     "sech2": ("math::tanh_sech2(x).sech2", lambda x: 1 / np.cosh(x) ** 2, (-43, 43)),
     "half": ("up(down_half(x))", lambda x: x.astype(np.float16).astype(np.float64), (-np.inf, np.inf)),
 }
+SMALLEST = np.float32(1.17549435e-38)
+SHARES = "math::logs_of_shares(x, 1.0f - x)"
+FUNCTIONS |= {
+    "log_of_share": (f"{SHARES}.x", lambda x: np.log(np.where(x < SMALLEST, 0, x)), (0, 0.5)),
+    "logs_of_shares": (
+        f"{SHARES}.x + {SHARES}.y",
+        lambda x: np.log(np.where(x < SMALLEST, 0, x)) + np.log1p(-x),
+        (0, 1),
+    ),
+    "log_odds": (f"{SHARES}.x - {SHARES}.y", lambda x: np.log(np.where(x < SMALLEST, 0, x)) - np.log1p(-x), (0, 0.25)),
+}
 FLAGS = {"baseline": (), "avx2": ("-march=x86-64-v3",), "avx512": ("-march=x86-64-v4",)}
 
 
