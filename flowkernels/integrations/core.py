@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .._compat import plain as plain  # of this interface
+from ..ops import perceptron
 
 # A library's top-level package, and the file here that knows its layers.
 LIBRARIES = {"normflows": "normflows", "nflows": "nflows", "zuko": "zuko", "FrEIA": "freia"}
@@ -113,6 +114,12 @@ def takes(x: Any, *others: Any) -> bool:
         return False
     dtype, device = x.dtype, x.device
     return all(isinstance(t, Tensor) and t.dtype == dtype and t.device == device for t in others)
+
+
+def network(net: Any, x: Any) -> Any:
+    """What a layer's network returns for x: that of a plain `nn.Sequential` perceptron, on the CPU, in one call."""
+    found = perceptron.run(net, x)
+    return net(x) if found is None else found
 
 
 class Replaced(NamedTuple):

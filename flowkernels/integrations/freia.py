@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..functional import affine_coupling, rational_quadratic_spline
 from ..ops.affine_coupling import AffineForm
 from ..ops.rational_quadratic_spline import SplineForm
-from .core import Given, family, leave_alone, register, takes
+from .core import Given, family, leave_alone, network, register, takes
 
 family(modules.InvertibleModule)
 for _kind, _why in (
@@ -31,7 +31,8 @@ for _kind, _why in (
 ):
     leave_alone(_kind, _why)
 
-_NOTE = "any clamp activation; after one that is not the library's own, the rest if large, or on a GPU"
+_NETWORK = "plain perceptrons inside in one pass on the CPU, in float32"
+_NOTE = f"any clamp activation; after one that is not the library's own, the rest if large, or on a GPU; {_NETWORK}"
 
 
 class _Sines(nn.Module):
@@ -142,58 +143,58 @@ class GLOWCouplingBlock(modules.GLOWCouplingBlock):
     refuse = classmethod(_refuse)
 
     def _coupling1(self, x1, u2, rev=False):
-        raw = self.subnet2(u2)
+        raw = network(self.subnet2, u2)
         original = modules.GLOWCouplingBlock._coupling1
         return _couple(self, x1, raw, rev) or original(Given(self, subnet2=lambda _: raw), x1, u2, rev)
 
     def _coupling2(self, x2, u1, rev=False):
-        raw = self.subnet1(u1)
+        raw = network(self.subnet1, u1)
         original = modules.GLOWCouplingBlock._coupling2
         return _couple(self, x2, raw, rev) or original(Given(self, subnet1=lambda _: raw), x2, u1, rev)
 
 
-@register(modules.RNVPCouplingBlock, runs="fk.affine_coupling", note=f"{_NOTE}; small calls on a CPU as before")
+@register(
+    modules.RNVPCouplingBlock,
+    runs="fk.affine_coupling",
+    note=f"{_NOTE}; the coupling of small calls on a CPU as before",
+)
 class RNVPCouplingBlock(modules.RNVPCouplingBlock):
     refuse = classmethod(_refuse)
     least = _SOME
 
     def _coupling1(self, x1, u2, rev=False):
-        if not _pays(x1, self.least):
-            return super()._coupling1(x1, u2, rev)
-        s, t = self.subnet_s2(u2), self.subnet_t2(u2)
+        s, t = network(self.subnet_s2, u2), network(self.subnet_t2, u2)
         given = Given(self, subnet_s2=lambda _: s, subnet_t2=lambda _: t)
-        return _couple(self, x1, (s, t), rev) or modules.RNVPCouplingBlock._coupling1(given, x1, u2, rev)
+        found = _couple(self, x1, (s, t), rev) if _pays(x1, self.least) else None
+        return found or modules.RNVPCouplingBlock._coupling1(given, x1, u2, rev)
 
     def _coupling2(self, x2, u1, rev=False):
-        if not _pays(x2, self.least):
-            return super()._coupling2(x2, u1, rev)
-        s, t = self.subnet_s1(u1), self.subnet_t1(u1)
+        s, t = network(self.subnet_s1, u1), network(self.subnet_t1, u1)
         given = Given(self, subnet_s1=lambda _: s, subnet_t1=lambda _: t)
-        return _couple(self, x2, (s, t), rev) or modules.RNVPCouplingBlock._coupling2(given, x2, u1, rev)
+        found = _couple(self, x2, (s, t), rev) if _pays(x2, self.least) else None
+        return found or modules.RNVPCouplingBlock._coupling2(given, x2, u1, rev)
 
 
 @register(
     modules.GINCouplingBlock,
     runs="fk.affine_coupling",
-    note="its network, clamp and centring as before; the rest if large, or on a GPU",
+    note=f"its clamp and centring as before; the rest if large, or on a GPU; {_NETWORK}",
 )
 class GINCouplingBlock(modules.GINCouplingBlock):
     refuse = classmethod(_refuse)
     least = _MANY
 
     def _coupling1(self, x1, u2, rev=False):
-        if not _pays(x1, self.least):
-            return super()._coupling1(x1, u2, rev)
-        raw = self.subnet2(u2)
+        raw = network(self.subnet2, u2)
         original = modules.GINCouplingBlock._coupling1
-        return _couple_gin(self, x1, raw, rev) or original(Given(self, subnet2=lambda _: raw), x1, u2, rev)
+        found = _couple_gin(self, x1, raw, rev) if _pays(x1, self.least) else None
+        return found or original(Given(self, subnet2=lambda _: raw), x1, u2, rev)
 
     def _coupling2(self, x2, u1, rev=False):
-        if not _pays(x2, self.least):
-            return super()._coupling2(x2, u1, rev)
-        raw = self.subnet1(u1)
+        raw = network(self.subnet1, u1)
         original = modules.GINCouplingBlock._coupling2
-        return _couple_gin(self, x2, raw, rev) or original(Given(self, subnet1=lambda _: raw), x2, u1, rev)
+        found = _couple_gin(self, x2, raw, rev) if _pays(x2, self.least) else None
+        return found or original(Given(self, subnet1=lambda _: raw), x2, u1, rev)
 
 
 def _couple_gin(block: Any, x: Any, raw: Any, rev: bool) -> tuple[Tensor, float] | None:
@@ -208,7 +209,7 @@ class AffineCouplingOneSided(modules.AffineCouplingOneSided):
 
     def forward(self, x, c=(), rev=False, jac=True):
         x1, x2 = torch.split(x[0], [self.split_len1, self.split_len2], dim=1)
-        raw = self.subnet(torch.cat([x1, *c], 1) if self.conditional else x1)
+        raw = network(self.subnet, torch.cat([x1, *c], 1) if self.conditional else x1)
         found = _couple(self, x2, raw, rev)
         if found is None:
             return modules.AffineCouplingOneSided.forward(Given(self, subnet=lambda _: raw), x, c, rev, jac)
@@ -220,7 +221,7 @@ class ConditionalAffineTransform(modules.ConditionalAffineTransform):
     refuse = classmethod(_refuse)
 
     def forward(self, x, c=(), rev=False, jac=True):
-        raw = self.subnet(torch.cat(c, 1) if len(c) > 1 else c[0])
+        raw = network(self.subnet, torch.cat(c, 1) if len(c) > 1 else c[0])
         found = _couple(self, x[0], raw, rev)
         if found is None:
             return modules.ConditionalAffineTransform.forward(Given(self, subnet=lambda _: raw), x, c, rev, jac)
@@ -254,7 +255,7 @@ _ALL_IN_ONE = _all_in_one_scale()
 @register(
     modules.AllInOneBlock,
     runs="fk.affine_coupling",
-    note="its coupling, unless gin_block; small calls on a CPU, and the rest, as before",
+    note=f"its coupling, unless gin_block; small calls on a CPU, and the rest, as before; {_NETWORK}",
 )
 class AllInOneBlock(modules.AllInOneBlock):
     least = _SOME
@@ -264,6 +265,12 @@ class AllInOneBlock(modules.AllInOneBlock):
         if module.GIN:
             return "gin_block: nothing is gained"
         return None if _ALL_IN_ONE else "its coupling computes something else here"
+
+    def forward(self, x, c=(), rev=False, jac=True):
+        if self.householder:  # then it also writes into the block
+            return super().forward(x, c, rev, jac)
+        given = Given(self, subnet=functools.partial(network, self.subnet))
+        return modules.AllInOneBlock.forward(given, x, c, rev, jac)
 
     def _affine(self, x, a, rev=False):
         known = _ALL_IN_ONE is not None and not self.GIN and _positive(self.clamp)
@@ -299,11 +306,11 @@ if hasattr(modules, "RationalQuadraticSpline"):  # not in the release on PyPI
             return _refuse(cls, module)
 
         def _coupling1(self, x1, u2, rev=False):
-            raw = self.subnet1(u2)
+            raw = network(self.subnet1, u2)
             original = modules.RationalQuadraticSpline._coupling1
             return _transform(self, x1, raw, rev) or original(Given(self, subnet1=lambda _: raw), x1, u2, rev)
 
         def _coupling2(self, x2, u1, rev=False):
-            raw = self.subnet2(u1)
+            raw = network(self.subnet2, u1)
             original = modules.RationalQuadraticSpline._coupling2
             return _transform(self, x2, raw, rev) or original(Given(self, subnet2=lambda _: raw), x2, u1, rev)

@@ -24,7 +24,7 @@ from ..ops import coupling_chain, perceptron
 from ..ops.affine_coupling import AffineForm
 from ..ops.squeeze import moves_lines
 from . import nsf
-from .core import Given, family, plain, register, takes
+from .core import Given, family, network, plain, register, takes
 
 family(flows.Flow)
 
@@ -126,7 +126,7 @@ class AffineCoupling(flows.AffineCoupling):
         if form is None or form is _ADDITIVE or len(z) != 2 or not takes(*z):
             return original(self, z)
         kept, x = z
-        raw = self.param_map(kept)
+        raw = network(self.param_map, kept)
         if not _fits(raw, x, x.shape[1], form):
             return original(Given(self, param_map=lambda _: raw), z)
         y, log_det = affine_coupling(x, raw, form=form, inverse=inverse)
@@ -152,7 +152,7 @@ class AffineCouplingBlock(flows.AffineCouplingBlock):
 def _couple_channels(parts: Sequence[Any], z: Tensor, kept: int, inverse: bool) -> tuple[Tensor, Tensor]:
     """A block that keeps the first, or with `kept` < 0 the last, channels of z."""
     form = _form(parts[1])
-    raw = parts[1].param_map(z[:, :kept] if kept > 0 else z[:, kept:])
+    raw = network(parts[1].param_map, z[:, :kept] if kept > 0 else z[:, kept:])
     if _fits(raw, z, z.shape[1] - abs(kept), form):
         return affine_coupling(z, raw, form=form, passive=kept, inverse=inverse)
     given = Given(parts[1], param_map=lambda _: raw)
@@ -231,7 +231,7 @@ class MaskedAffineFlow(flows.MaskedAffineFlow):
         if not takes(z, b) or z.shape[1:] != b.shape[1:]:
             return original(self, z)
         masked = b * z
-        scale, shift = self.s(masked), self.t(masked)
+        scale, shift = network(self.s, masked), network(self.t, masked)
         if not takes(z, scale, shift) or not z.shape == scale.shape == shift.shape:
             return original(Given(self, s=lambda _: scale, t=lambda _: shift), z)
         # Interpolation from 0 with a weight of 0 or 1 is exact, and NaN where its end is not finite: as the library
@@ -361,7 +361,7 @@ def _chain(couplings: Sequence[tuple[Sequence[Any], int]], z: Tensor, inverse: b
     steps = []
     for parts, kept in couplings:
         net = parts[1].param_map
-        found = perceptron.read(net.net) if type(net) is MLP and plain(net) else None
+        found = perceptron.read(net.net if type(net) is MLP and plain(net) else net)
         if found is None:
             return None
         steps.append(coupling_chain.Step(_form(parts[1]), kept, *found))

@@ -3,13 +3,15 @@
 import copy
 import dataclasses
 import pickle
+import types
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from flowkernels.integrations import accelerate
+from flowkernels.integrations import accelerate, core
+from flowkernels.ops import perceptron
 
 pytest.importorskip("FrEIA")
 from FrEIA import framework, modules
@@ -49,6 +51,10 @@ def sizes_do_not_matter(monkeypatch):
 
 def dense(inputs, outputs):
     return nn.Sequential(nn.Linear(inputs, 8), nn.Tanh(), nn.Linear(8, outputs))
+
+
+def rectified(inputs, outputs):
+    return nn.Sequential(nn.Linear(inputs, 8), nn.ReLU(), nn.Linear(8, outputs))
 
 
 def convolution(inputs, outputs):
@@ -180,6 +186,27 @@ def test_all_in_one_as_gin_is_left_alone():
 
 def test_dropout_runs_as_before(check_parity):
     check_parity(Calls(build("GLOWCouplingBlock", net=noisy)), points(9, 4, 1)[:, :, 0].repeat(1, 2)[:, :5], replaced=1)
+
+
+@pytest.mark.parametrize("rows", [9, 70])
+@pytest.mark.parametrize("name", [*ONE_NET, "AllInOneBlock", "ConditionalAffineTransform"])
+def test_perceptrons_are_one_call(monkeypatch, check_parity, name, rows):
+    found = []
+
+    def run(net, u):
+        found.append(perceptron.run(net, u))
+        return found[-1]
+
+    monkeypatch.setattr(core, "perceptron", types.SimpleNamespace(run=run))
+    block = build(name, condition=(2,), net=rectified)
+    check_parity(Calls(block), points(rows, 5), points(rows, 2), replaced=1)
+    found.clear()
+    accelerate(block)
+    with torch.no_grad():
+        block([points(rows, 5)], [points(rows, 2)])
+    networks = sum(isinstance(part, nn.Sequential) for part in block.modules())
+    assert len(found) == networks > 0
+    assert all(isinstance(y, torch.Tensor) for y in found)
 
 
 @pytest.mark.parametrize("name", [*ONE_NET, "AllInOneBlock"])

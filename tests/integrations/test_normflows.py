@@ -265,6 +265,17 @@ def test_a_run_of_couplings_is_one_node():
     assert nodes(model.inverse_and_log_det(z)[1]) == 2 < before / 20  # and the addition to the sum that is 0 so far
 
 
+def test_a_run_of_couplings_with_plain_perceptrons(check_parity):
+    model, z = couplings(), torch.randn(7, 4)
+    for block in model.flows[::2]:
+        block.flows[1].param_map = nn.Sequential(nn.Linear(2, 5), nn.ReLU(), nn.Linear(5, 4))
+    check_parity(model, z, methods=("inverse_and_log_det", "forward_and_log_det"), exact=False)
+    accelerate(model)
+    assert nodes(model.inverse_and_log_det(z)[1]) == 2
+    _, log_det = model.flows[0].flows[1]([z[:, :2], z[:, 2:]])
+    assert nodes(log_det) == 2  # the network's and the coupling's
+
+
 @pytest.mark.parametrize(
     "change",
     [
