@@ -93,7 +93,7 @@ FAULTS = {
         "planar, table: wrong values",
     ),
     "sign of the log_det of dequantization": (
-        Fault("flow/dequantize.h", "c.log_share - (log_q + log_rest)", "c.log_share + (log_q + log_rest)"),
+        Fault("flow/dequantize.h", "c.log_share - (log.x + log.y)", "c.log_share + (log.x + log.y)"),
         "elements, lanes: wrong values",
     ),
     "sign of a deviation": (
