@@ -175,9 +175,10 @@ FK_INLINE float log_of_mantissa(float m) {
   return p * square + (1.3333333731f * t + -2.8768208623e-1f);
 }
 
-// The logarithms of x and y with x + y = 1, each as exact as the smaller of the two, which is log 1/2 or less: where
-// they are added or subtracted, as a log-odds is, no more is seen. A share of 0 has -inf, and so has one below the
-// smallest normal number; of shares outside [0, 1], or NaN, one at least is NaN.
+// The logarithms of x and y with x + y = 1, each as exact as the smaller of the two, which is log 1/2 or less:
+// where they are added or subtracted, as a log-odds is, no more is seen; that of 1 is -1e-8. A share of 0 has -inf,
+// and so has one below the smallest normal number; where one is negative or both are NaN, one of the logarithms at
+// least is NaN.
 FK_INLINE Logs<float> logs_of_shares(float x, float y) {
   const bool x_is_less = x < y;
   const float less = x_is_less ? x : y, more = x_is_less ? y : x;

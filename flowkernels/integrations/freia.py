@@ -31,8 +31,7 @@ for _kind, _why in (
 ):
     leave_alone(_kind, _why)
 
-_NETWORK = "plain perceptrons inside in one pass on the CPU, in float32"
-_NOTE = f"any clamp activation; after one that is not the library's own, the rest if large, or on a GPU; {_NETWORK}"
+_NOTE = "any clamp activation; after one that is not the library's own, the rest if large, or on a GPU"
 
 
 class _Sines(nn.Module):
@@ -178,7 +177,7 @@ class RNVPCouplingBlock(modules.RNVPCouplingBlock):
 @register(
     modules.GINCouplingBlock,
     runs="fk.affine_coupling",
-    note=f"its clamp and centring as before; the rest if large, or on a GPU; {_NETWORK}",
+    note="its clamp and centring as before; the rest if large, or on a GPU",
 )
 class GINCouplingBlock(modules.GINCouplingBlock):
     refuse = classmethod(_refuse)
@@ -255,7 +254,7 @@ _ALL_IN_ONE = _all_in_one_scale()
 @register(
     modules.AllInOneBlock,
     runs="fk.affine_coupling",
-    note=f"its coupling, unless gin_block; small calls on a CPU, and the rest, as before; {_NETWORK}",
+    note="its coupling, unless gin_block; small calls on a CPU, and the rest, as before",
 )
 class AllInOneBlock(modules.AllInOneBlock):
     least = _SOME

@@ -188,9 +188,12 @@ def test_dropout_runs_as_before(check_parity):
     check_parity(Calls(build("GLOWCouplingBlock", net=noisy)), points(9, 4, 1)[:, :, 0].repeat(1, 2)[:, :5], replaced=1)
 
 
+@pytest.mark.parametrize("small", [False, True])
 @pytest.mark.parametrize("rows", [9, 70])
 @pytest.mark.parametrize("name", [*ONE_NET, "AllInOneBlock", "ConditionalAffineTransform"])
-def test_perceptrons_are_one_call(monkeypatch, check_parity, name, rows):
+def test_perceptrons_are_one_call(monkeypatch, check_parity, name, rows, small):
+    if small:
+        monkeypatch.undo()
     found = []
 
     def run(net, u):

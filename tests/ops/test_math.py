@@ -45,6 +45,7 @@ FUNCTIONS |= {
         (0, 1),
     ),
     "log_odds": (f"{SHARES}.x - {SHARES}.y", lambda x: np.log(np.where(x < SMALLEST, 0, x)) - np.log1p(-x), (0, 0.25)),
+    "log_odds_of_more": (f"{SHARES}.x - {SHARES}.y", lambda x: np.log(x) - np.log1p(-x), (0.75, 1)),
 }
 FLAGS = {"baseline": (), "avx2": ("-march=x86-64-v3",), "avx512": ("-march=x86-64-v4",)}
 
