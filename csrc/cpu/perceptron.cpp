@@ -52,7 +52,10 @@ struct Activated {
   float slope;
 
   Vector start(int64_t row, int64_t) const { return Vector{} + bias[row]; }
-  Vector finish(Vector sum, int64_t) const { return sum > Vector{} ? sum : sum * slope; }
+  Vector finish(Vector sum, int64_t) const {
+    if (slope == 0) return sum < Vector{} ? Vector{} : sum;  // a product would make NaN of infinity
+    return sum > Vector{} ? sum : sum * slope;
+  }
 };
 
 // Adds to the running sum of a residual network, whose activation is the result.
@@ -74,7 +77,10 @@ struct Deactivated {
 
   Vector start(int64_t, int64_t) const { return Vector{}; }
   Vector finish(Vector sum, int64_t at) const {
-    return slope == 1 ? sum : vector_at(input + at) > Vector{} ? sum : sum * slope;
+    if (slope == 1) return sum;
+    const Vector unit = vector_at(input + at);
+    if (slope == 0) return unit <= Vector{} ? Vector{} : sum;
+    return unit > Vector{} ? sum : sum * slope;
   }
 };
 

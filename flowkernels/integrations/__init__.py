@@ -26,7 +26,20 @@ A module is replaced if its class is exactly a registered one (not a subclass of
 shipped, none of them shadowed by an attribute of the instance, and `refuse` returns None.
 """
 
-from .core import Given, Left, Replaced, Report, accelerate, coverage, family, leave_alone, plain, register, takes
+from .core import (
+    Given,
+    Left,
+    Replaced,
+    Report,
+    accelerate,
+    coverage,
+    family,
+    leave_alone,
+    network,
+    plain,
+    register,
+    takes,
+)
 
 __all__ = [
     "Given",
@@ -37,6 +50,7 @@ __all__ = [
     "coverage",
     "family",
     "leave_alone",
+    "network",
     "plain",
     "register",
     "takes",

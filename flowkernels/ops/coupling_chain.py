@@ -73,7 +73,7 @@ def _formula(steps: Sequence[Step], inverse: bool, z: Tensor, *parameters: Tenso
     for step in steps:
         raw = step.kept(z)
         for i in range(0, len(step.parameters), 2):
-            raw = F.linear(raw if i == 0 else F.leaky_relu(raw, step.slope), next(rest), next(rest))
+            raw = F.linear(raw if i == 0 else perceptron.activate(raw, step.slope), next(rest), next(rest))
         z, log_det = reference.forward(z, raw, None, None, None, step.form, step.passive, inverse)
         log_dets.append(log_det)
     return z, torch.stack(log_dets).sum(0)

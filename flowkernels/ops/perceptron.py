@@ -71,6 +71,16 @@ def slope_of(layer: nn.Module) -> float | None:
     return 0.0 if type(layer) is nn.ReLU else layer.negative_slope if type(layer) is nn.LeakyReLU else None
 
 
+def activate(x: Tensor, slope: float) -> Tensor:
+    """A leaky ReLU, or a ReLU, which makes 0 of minus infinity."""
+    return F.leaky_relu(x, slope) if slope else F.relu(x)
+
+
+def deactivate(grad: Tensor, unit: Tensor, slope: float) -> Tensor:
+    """The gradient of what `activate` made `unit` of."""
+    return torch.where(unit > 0, grad, grad * slope) if slope else grad.masked_fill(unit <= 0, 0)
+
+
 def perceptron(x: Tensor, parameters: Sequence[Tensor], slope: float, residual: bool = False) -> Tensor | None:
     """The output for x of shape (B, features), or None where torch's own functions are to run.
 
@@ -156,14 +166,14 @@ def backward_formula(
         y = F.linear(inputs[-1], *parameters[2 * i : 2 * i + 2])
         if residual and i % 2 == 0:
             total = y = total + y
-        inputs.append(y if residual and i + 1 == last else F.leaky_relu(y, slope))
+        inputs.append(y if residual and i + 1 == last else activate(y, slope))
     found: list[Tensor] = []
     of_block = grad
     for i in reversed(range(len(inputs))):
         found = [grad.transpose(-1, -2) @ inputs[i], grad.sum(-2), *found]
         of_input = grad @ parameters[2 * i]
         if i > 0 and not (residual and i == last):
-            of_input = torch.where(inputs[i] > 0, of_input, of_input * slope)
+            of_input = deactivate(of_input, inputs[i], slope)
         if residual and i % 2 == 1 and i < last:
             of_input = of_input + of_block
         grad, of_block = of_input, grad

@@ -1,11 +1,13 @@
 """What an accelerated layer owes to the library's: values, gradients, shapes, state and the generator."""
 
 import copy
+import types
 
 import pytest
 import torch
 
-from flowkernels.integrations import accelerate
+from flowkernels.integrations import accelerate, core
+from flowkernels.ops import perceptron
 from flowkernels.tolerances import error, tolerance
 
 
@@ -47,6 +49,20 @@ def compare(theirs, ours, inputs, method, exact):
                 continue
             allowed = tolerance(found.dtype if exact else torch.float32, 64 * inputs[0].numel())
             assert error(found, true) <= max(allowed, 4 * error(expected, true)), (method, dtype)
+
+
+@pytest.fixture
+def in_one_call():
+    """What layers' networks return as perceptrons in one call; None where they were called."""
+    found = []
+
+    def run(net, x):
+        found.append(perceptron.run(net, x))
+        return found[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(core, "perceptron", types.SimpleNamespace(run=run))
+        yield found
 
 
 @pytest.fixture

@@ -47,6 +47,27 @@ def test_coupling_alone(check_parity, scale_map):
     check_parity(flows.AffineCoupling(net, scale_map=scale_map), torch.randn(2, 2, 4, 4), torch.randn(2, 3, 4, 4))
 
 
+@pytest.mark.parametrize("kind", ["alone", "by channels", "masked", "shift"])
+def test_plain_perceptrons_are_one_call(check_parity, in_one_call, kind):
+    def net(inputs, outputs):
+        return nn.Sequential(nn.Linear(inputs, 8), nn.ReLU(), nn.Linear(8, outputs))
+
+    inputs, mask = (torch.randn(70, 5),), torch.tensor([1.0, 0, 1, 0, 0])
+    if kind == "alone":
+        layer, inputs = flows.AffineCoupling(net(3, 4)), (torch.randn(70, 3), torch.randn(70, 2))
+    elif kind == "by channels":
+        layer = flows.AffineCouplingBlock(net(3, 4))
+    else:
+        layer = flows.MaskedAffineFlow(mask, net(5, 5), net(5, 5) if kind == "masked" else None)
+    check_parity(layer, *inputs)
+    assert in_one_call
+    in_one_call.clear()
+    accelerate(layer)
+    layer(inputs if kind == "alone" else inputs[0])
+    tried = [y for y in in_one_call if y is not None]
+    assert len(tried) == sum(isinstance(part, nn.Sequential) for part in layer.modules())
+
+
 def test_conditioner_whose_output_broadcasts(check_parity):
     pooled = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(2, 4, 1))
     check_parity(flows.AffineCouplingBlock(pooled), torch.randn(3, 4, 4, 4))

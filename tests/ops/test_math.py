@@ -37,14 +37,16 @@ FUNCTIONS = {
 }
 SMALLEST = np.float32(1.17549435e-38)
 SHARES = "math::logs_of_shares(x, 1.0f - x)"
+
+
+def log_of_share(x):
+    return np.log(np.where(x < SMALLEST, 0, x))
+
+
 FUNCTIONS |= {
-    "log_of_share": (f"{SHARES}.x", lambda x: np.log(np.where(x < SMALLEST, 0, x)), (0, 0.5)),
-    "logs_of_shares": (
-        f"{SHARES}.x + {SHARES}.y",
-        lambda x: np.log(np.where(x < SMALLEST, 0, x)) + np.log1p(-x),
-        (0, 1),
-    ),
-    "log_odds": (f"{SHARES}.x - {SHARES}.y", lambda x: np.log(np.where(x < SMALLEST, 0, x)) - np.log1p(-x), (0, 0.25)),
+    "log_of_share": (f"{SHARES}.x", log_of_share, (0, 0.5)),
+    "logs_of_shares": (f"{SHARES}.x + {SHARES}.y", lambda x: log_of_share(x) + np.log1p(-x), (0, 1)),
+    "log_odds": (f"{SHARES}.x - {SHARES}.y", lambda x: log_of_share(x) - np.log1p(-x), (0, 0.25)),
     "log_odds_of_more": (f"{SHARES}.x - {SHARES}.y", lambda x: np.log(x) - np.log1p(-x), (0.75, 1)),
 }
 FLAGS = {"baseline": (), "avx2": ("-march=x86-64-v3",), "avx512": ("-march=x86-64-v4",)}

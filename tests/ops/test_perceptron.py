@@ -38,13 +38,14 @@ BOTH = pytest.mark.parametrize("sizes, residual", [((3, 20, 20, 4), False), ((3,
 
 def formula(x, parameters, slope, residual=False):
     layers = [functools.partial(F.linear, weight=w, bias=b) for w, b in zip(parameters[::2], parameters[1::2])]
+    activation = functools.partial(F.leaky_relu, negative_slope=slope) if slope else F.relu
     x = layers[0](x)
     if not residual:
         for layer in layers[1:]:
-            x = layer(F.leaky_relu(x, slope))
+            x = layer(activation(x))
         return x
     for first, second in zip(layers[1:-1:2], layers[2:-1:2]):
-        x = x + second(F.leaky_relu(first(F.leaky_relu(x, slope)), slope))
+        x = x + second(activation(first(activation(x))))
     return layers[-1](x)
 
 
@@ -209,6 +210,24 @@ def test_nan_stays_in_its_row_on_cpu(row, sizes, residual):
     assert torch.equal(y.isnan().any(1), rows)
     assert not grad_x[~rows].isnan().any()
     assert grads[0][:, 1].isnan().all()
+
+
+@pytest.mark.parametrize("slope", [0.0, 0.5])
+@pytest.mark.parametrize("bias", [-torch.inf, torch.nan, -1.0])
+@pytest.mark.parametrize("cotangent", [1.0, torch.inf])
+def test_units_and_gradients_that_are_not_finite_on_cpu(cotangent, bias, slope):
+    net, x = network((1, 3, 2)), torch.ones(70, 1)
+    net[0].weight.data = torch.tensor([[1.0], [2.0], [0.5]])
+    net[0].bias.data = torch.tensor([0.0, bias, 1.0])
+    net[2].weight.data.abs_()
+    tensors = leaves(x, net)
+    x_, *parameters = tensors
+    expected, found = (f(x_, parameters, slope) for f in (formula, perceptron.perceptron))
+    grad = torch.full_like(expected, cotangent)
+    torch.testing.assert_close(found, expected, equal_nan=True)
+    gradients = torch.autograd.grad(expected, tensors, grad)
+    for some in torch.autograd.grad(found, tensors, grad), perceptron.backward_formula(grad, x_, parameters, slope):
+        torch.testing.assert_close(tuple(some), gradients, equal_nan=True)
 
 
 def test_infinite_weights_stay_theirs_beyond_the_last_row_on_cpu():
