@@ -22,7 +22,7 @@ import pybind11
 from . import sass
 
 ROOT = Path(__file__).resolve().parents[2]
-BUILD = ROOT / "build" / "cuda"
+BUILD = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}"  # setup.py's, so that nothing is compiled twice
 KERNEL = re.compile(r"([\w:]+)_kernel<(.*)>\(")
 
 
@@ -42,28 +42,26 @@ def cuobjdump() -> str | None:
     return str(Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump")
 
 
+def cmake() -> str:
+    """That which made the build directory, if there is one: another would compile everything anew."""
+    cache = BUILD / "CMakeCache.txt"
+    found = re.search("^CMAKE_COMMAND:INTERNAL=(.*)$", cache.read_text(), re.MULTILINE) if cache.exists() else None
+    return shutil.which(found[1] if found else "cmake") or "cmake"
+
+
 @functools.cache
 def module() -> Path:
     """The CUDA module for all default architectures, built if its sources have changed."""
     options = {
-        "FLOWKERNELS_BUILD_CPU": "OFF",
         "FLOWKERNELS_BUILD_CUDA": "ON",
-        "FLOWKERNELS_WERROR": "ON",
         "CMAKE_CUDA_COMPILER": nvcc(),
         "Python_EXECUTABLE": sys.executable,
         "pybind11_DIR": pybind11.get_cmake_dir(),
     }
-    configure = [
-        "cmake",
-        "-S",
-        ROOT,
-        "-B",
-        BUILD,
-        "-G",
-        "Ninja",
-        *(f"-D{name}={value}" for name, value in options.items()),
-    ]
-    for command in (configure, ["cmake", "--build", BUILD, "--target", "_cuda"]):
+    given = [f"-D{name}={value}" for name, value in options.items()]
+    # FLOWKERNELS_CUDA_ARCHS may have chosen others for the installed module.
+    configure = [cmake(), "-S", ROOT, "-B", BUILD, "-G", "Ninja", "-UCMAKE_CUDA_ARCHITECTURES", *given]
+    for command in (configure, [cmake(), "--build", BUILD, "--target", "_cuda"]):
         done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         if done.returncode:
             raise RuntimeError(done.stdout)
