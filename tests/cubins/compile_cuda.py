@@ -46,7 +46,7 @@ def cmake() -> str:
     """That which made the build directory, if there is one: another would compile everything anew."""
     cache = BUILD / "CMakeCache.txt"
     found = re.search("^CMAKE_COMMAND:INTERNAL=(.*)$", cache.read_text(), re.MULTILINE) if cache.exists() else None
-    return shutil.which(found[1] if found else "cmake") or "cmake"
+    return (found and shutil.which(found[1])) or "cmake"  # pip's isolated environments come and go
 
 
 @functools.cache
@@ -60,9 +60,10 @@ def module() -> Path:
     }
     given = [f"-D{name}={value}" for name, value in options.items()]
     # FLOWKERNELS_CUDA_ARCHS may have chosen others for the installed module.
-    configure = [cmake(), "-S", ROOT, "-B", BUILD, "-G", "Ninja", "-UCMAKE_CUDA_ARCHITECTURES", *given]
-    for command in (configure, [cmake(), "--build", BUILD, "--target", "_cuda"]):
-        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    configure = ["-S", ROOT, "-B", BUILD, "-G", "Ninja", "-UCMAKE_CUDA_ARCHITECTURES", *given]
+    program = cmake()
+    for arguments in (configure, ["--build", BUILD, "--target", "_cuda"]):
+        done = subprocess.run([program, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         if done.returncode:
             raise RuntimeError(done.stdout)
     (file,) = BUILD.glob("_cuda.*.so")

@@ -64,8 +64,8 @@ def test_plain_perceptrons_are_one_call(check_parity, in_one_call, kind):
     in_one_call.clear()
     accelerate(layer)
     layer(inputs if kind == "alone" else inputs[0])
-    tried = [y for y in in_one_call if y is not None]
-    assert len(tried) == sum(isinstance(part, nn.Sequential) for part in layer.modules())
+    taken = [y for y in in_one_call if y is not None]
+    assert len(taken) == sum(isinstance(part, nn.Sequential) for part in layer.modules())
 
 
 def test_conditioner_whose_output_broadcasts(check_parity):

@@ -18,6 +18,14 @@ from flowkernels import backends
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.skipif(backends.interpreting(), reason="host functions need no interpreter")
 
+SMALLEST = np.float32(1.17549435e-38)
+SHARES = "math::logs_of_shares(x, 1.0f - x)"
+
+
+def log_of_share(x):
+    return np.log(np.where(x < SMALLEST, 0, x))
+
+
 # Name: the C++ expression of x, the same in float64, the range, what a value outside float32's normal range becomes.
 FUNCTIONS = {
     "exp": ("math::exp(x)", np.exp, (-np.inf, np.inf)),
@@ -34,16 +42,6 @@ FUNCTIONS = {
     "tanh_of_pair": ("math::tanh_sech2(x).tanh", np.tanh, (-np.inf, np.inf)),
     "sech2": ("math::tanh_sech2(x).sech2", lambda x: 1 / np.cosh(x) ** 2, (-43, 43)),
     "half": ("up(down_half(x))", lambda x: x.astype(np.float16).astype(np.float64), (-np.inf, np.inf)),
-}
-SMALLEST = np.float32(1.17549435e-38)
-SHARES = "math::logs_of_shares(x, 1.0f - x)"
-
-
-def log_of_share(x):
-    return np.log(np.where(x < SMALLEST, 0, x))
-
-
-FUNCTIONS |= {
     "log_of_share": (f"{SHARES}.x", log_of_share, (0, 0.5)),
     "logs_of_shares": (f"{SHARES}.x + {SHARES}.y", lambda x: log_of_share(x) + np.log1p(-x), (0, 1)),
     "log_odds": (f"{SHARES}.x - {SHARES}.y", lambda x: log_of_share(x) - np.log1p(-x), (0, 0.25)),
